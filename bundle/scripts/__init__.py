@@ -1,0 +1,1 @@
+"""Medal S as a MONAI bundle: what the files in `configs/` put together."""
