@@ -1,0 +1,1 @@
+"""Where images, label maps and demonstration data come from."""

@@ -1,0 +1,115 @@
+"""What one case is asked for, as plain text that travels through MONAI's data loaders unchanged.
+
+Collating and decollating a batch takes lists and objects apart; a string stays whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from scripts.errors import InputError
+
+if TYPE_CHECKING:
+    from scripts.text import Target
+
+
+@dataclass(frozen=True)
+class RequestedTarget:
+    """One structure to segment and how it was understood from the text (fields as in ``scripts.text.Target``)."""
+
+    name: str
+    id: int
+    modality: str
+    kind: str
+    key: str
+    matched: str
+    how: str
+    score: float
+    color: tuple[int, ...]
+    window: str | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """The user's words and the targets they stand for, in the order asked."""
+
+    text: tuple[str, ...]
+    modality: str
+    targets: tuple[RequestedTarget, ...]
+
+
+def as_texts(prompts: object) -> tuple[str, ...]:
+    """The user's prompts as non-empty strings; one string or a sequence of them.
+
+    Args:
+        prompts: whatever came from the command line, a config or a viewer.
+
+    Raises:
+        InputError: nothing asked for, or something that is no text.
+    """
+    items = (prompts,) if isinstance(prompts, str) else prompts
+    if not isinstance(items, (list, tuple)):
+        raise InputError(f"prompts must be a text or a list of texts, got {prompts!r}")
+    for item in items:
+        if not isinstance(item, str):
+            raise InputError(f"prompts must be texts, got {item!r}: put quotes around it")
+    texts = tuple(item.strip() for item in items if item.strip())
+    if not texts:
+        raise InputError("no structure was asked for: name at least one in prompts, such as ['left hippocampus']")
+    return texts
+
+
+def as_flag(value: object) -> bool:
+    """True or False from a config or a command line, where ``--save_masks false`` arrives as a text.
+
+    Raises:
+        InputError: neither.
+    """
+    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if str(value).strip().lower() not in known:
+        raise InputError(f"wanted true or false, got {value!r}")
+    return known[str(value).strip().lower()]
+
+
+def make_request(text: Sequence[str], targets: Sequence[Target]) -> Request:
+    """Bundle parsed targets.
+
+    Raises:
+        InputError: targets of several modalities (one image has one), or two that share a label value.
+    """
+    modalities = sorted({target.modality for target in targets})
+    if len(modalities) > 1:
+        raise InputError(f"the prompts name targets of {' and '.join(modalities)}, one image has one modality")
+    records = tuple(
+        RequestedTarget(
+            name=target.name,
+            id=target.id,
+            modality=target.modality,
+            kind=target.kind,
+            key=target.key,
+            matched=target.matched,
+            how=target.how,
+            score=round(float(target.score), 4),
+            color=tuple(target.color),
+            window=target.concept.window,
+        )
+        for target in targets
+    )
+    if len({record.id for record in records}) < len(records):
+        raise InputError(f"two targets share a label value: {[(record.name, record.id) for record in records]}")
+    return Request(tuple(text), modalities[0], records)
+
+
+def encode_request(request: Request) -> str:
+    """A request as JSON text."""
+    return json.dumps(asdict(request))
+
+
+def decode_request(text: str) -> Request:
+    """The request that ``encode_request`` wrote."""
+    fields = json.loads(text)
+    targets = (RequestedTarget(**{**target, "color": tuple(target["color"])}) for target in fields["targets"])
+    return Request(tuple(fields["text"]), fields["modality"], tuple(targets))

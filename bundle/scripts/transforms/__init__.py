@@ -1,0 +1,1 @@
+"""Array and dictionary transforms, in MONAI's manner."""

@@ -1,0 +1,88 @@
+"""Load shipped weights strictly, once, and say which keys differ when they do not fit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from scripts.errors import InputError
+
+logger = logging.getLogger(__name__)
+SHOWN_KEYS = 3
+
+
+def load_weights(network: torch.nn.Module, path: str | Path) -> None:
+    """Load a state dict into a network; nothing but tensors is unpickled.
+
+    Args:
+        network: filled in place; half-precision weights are widened to its own type.
+        path: file with a state dict.
+
+    Raises:
+        InputError: no such file, no state dict, or other keys or shapes (which).
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"no weights at {path}: train them, or give the path of a state dict with --weights")
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as e:  # whatever bytes the file holds: struct, zip, pickle and their own kinds of error
+        raise InputError(f"{file.name}: not a file of plain weights ({str(e).splitlines()[0]})") from e
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{file.name}: wanted a state dict (names to tensors), got {type(state).__name__}")
+    own = network.state_dict()
+    complaints = [
+        _complaint("lacks", [key for key in own if key not in state]),
+        _complaint("has unknown", [key for key in state if key not in own]),
+        _complaint(
+            "has another shape in",
+            [
+                f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
+                for k in own
+                if k in state and state[k].shape != own[k].shape
+            ],
+        ),
+    ]
+    if any(complaints):
+        raise InputError(
+            f"{file.name} holds weights of another layout: it {'; it '.join(c for c in complaints if c)}; "
+            "use the network_def they were trained with"
+        )
+    network.load_state_dict(state)
+
+
+class WeightsLoader:
+    """Ignite handler that loads weights when the engine first starts, and not again when it is reused.
+
+    Args:
+        network: filled in place.
+        path: see ``load_weights``.
+    """
+
+    def __init__(self, network: torch.nn.Module, path: str | Path) -> None:
+        self.network = network
+        self.path = path
+        self.loaded = False
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an engine."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, _: Engine | None = None) -> None:
+        """Load, if not done yet."""
+        if not self.loaded:
+            load_weights(self.network, self.path)
+            self.loaded = True
+            logger.info("weights loaded from %s", Path(self.path).name)
+
+
+def _complaint(what: str, keys: list[Any]) -> str:
+    if not keys:
+        return ""
+    more = f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else ""
+    return f"{what} {', '.join(keys[:SHOWN_KEYS])}{more}"
