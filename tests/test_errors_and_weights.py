@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from scripts.data.datasets import SeededDataset
 from scripts.errors import InputError, find_user_error, install_excepthook
 from scripts.weights import WeightsLoader, load_weights
 
@@ -28,6 +29,15 @@ def test_error_is_found_through_the_chain() -> None:
     assert find_user_error(RuntimeError("other")) is None
     assert find_user_error(ValueError("not ours")) is None
     assert find_user_error(None) is None
+
+
+def test_every_value_error_of_this_package_is_for_the_user() -> None:
+    with pytest.raises(ValueError, match="list of cases is empty") as caught:
+        SeededDataset([], transform=dict, length=1)
+    assert find_user_error(caught.value) is caught.value
+    with pytest.raises(ValueError, match="invalid literal") as caught:
+        int("not a number")
+    assert find_user_error(caught.value) is None
 
 
 def test_hook_prints_one_line_and_passes_others_on(

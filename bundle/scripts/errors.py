@@ -20,7 +20,8 @@ class InputError(ValueError):
 def find_user_error(error: BaseException | None) -> ValueError | None:
     """The first error of ours in an exception's chain of causes, or None.
 
-    Names decide, not classes: MONAI Label unloads and re-imports ``scripts``, after which ``isinstance`` fails.
+    Ours is every ``ValueError`` raised by this bundle's own code: its message is written for the user. Names decide,
+    not classes: MONAI Label unloads and re-imports ``scripts``, after which ``isinstance`` fails.
 
     Args:
         error: any exception, or None.
@@ -28,10 +29,20 @@ def find_user_error(error: BaseException | None) -> ValueError | None:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, ValueError) and type(error).__name__ in ("InputError", "UnknownPromptError"):
+        if isinstance(error, ValueError) and _raised_here(error):
             return error
         error = error.__cause__ or error.__context__
     return None
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether the statement that raised ``error`` stands in a module of this package."""
+    if type(error).__name__ in ("InputError", "UnknownPromptError"):
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").split(".")[0] == "scripts"
 
 
 def install_excepthook() -> None:

@@ -1,0 +1,141 @@
+"""Case lists and the seeded dataset: every sample of a run is a function of the run's seed and its number."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.transforms import Compose, CropForeground, LoadImage, Orientation
+from torch.utils.data import Dataset, Sampler
+
+from scripts.text.terminology import Terminology
+
+logger = logging.getLogger(__name__)
+
+
+class SeededDataset(Dataset):
+    """``length`` random samples of a list of cases; sample ``i`` is the same in every run, process and order.
+
+    A run that is resumed at step k therefore goes on with exactly the samples it would have had.
+
+    Args:
+        data: cases, each a dict; drawn evenly.
+        transform: a MONAI transform; seeded anew for every sample if it is random.
+        length: samples in the whole run.
+        seed: seed of the run.
+    """
+
+    def __init__(
+        self, data: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any], length: int, seed: int = 0
+    ) -> None:
+        if not data:
+            raise ValueError("the list of cases is empty: check the data folder and the case list in the config")
+        self.data, self.transform, self.length, self.seed = list(data), transform, length, seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Any:
+        """Sample ``index``; adds ``progress`` (0 to 1), the share of the run that lies behind it."""
+        rng = np.random.default_rng([self.seed, index])
+        case = dict(self.data[rng.integers(len(self.data))])
+        case["progress"] = index / max(self.length - 1, 1)
+        if hasattr(self.transform, "set_random_state"):
+            self.transform.set_random_state(seed=int(rng.integers(2**31)))
+        return self.transform(case)
+
+
+class ResumableSampler(Sampler[int]):
+    """Samples in order from ``start`` on; a resumed run sets ``start`` to what was already seen."""
+
+    def __init__(self, length: int, start: int = 0) -> None:
+        self.length, self.start = length, start
+
+    def __len__(self) -> int:
+        return max(self.length - self.start, 0)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.length))
+
+
+def sentence_table(names: Sequence[str], modality: str, terminology: Terminology | None = None) -> dict[int, list[str]]:
+    """For each named target its label id and the sentences that ask for it, the canonical one first.
+
+    Raises:
+        ValueError: if the terminology has no such target for the modality.
+    """
+    terms = terminology or Terminology.load()
+    targets = [terms.target(name, modality) for name in names]
+    return {target.id: terms.sentences(target) for target in targets}
+
+
+def target_values(
+    label_values: Mapping[str, Sequence[int]], modality: str, terminology: Terminology | None = None
+) -> dict[int, int]:
+    """From a table target name -> values in a label map to a table value -> target id."""
+    terms = terminology or Terminology.load()
+    return {int(value): terms.target(name, modality).id for name, values in label_values.items() for value in values}
+
+
+def label_map_cases(
+    folder: str | Path,
+    pattern: str,
+    sentences: Mapping[int, Sequence[str]],
+    only: Sequence[str] | None = None,
+    leave_out: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """Cases of a folder that holds label maps alone, read into memory once: every sample cuts a patch out of one.
+
+    Args:
+        folder: folder of the label maps.
+        pattern: file pattern, such as ``brain_*.nii.gz``.
+        sentences: label id -> sentences, the same for every case.
+        only: file names without suffixes to take (validation); None takes all.
+        leave_out: file names without suffixes to leave out (training).
+
+    Returns:
+        For each case ``label``, an int16 tensor ``[1, X, Y, Z]`` in RAS orientation cut to its non-zero box, and
+        ``sentences``.
+
+    Raises:
+        ValueError: if nothing is found, or a file of ``only`` is missing.
+    """
+    files = {file.name.split(".")[0]: file for file in sorted(Path(folder).glob(pattern))}
+    missing = set(only or ()) - files.keys()
+    chosen = [file for name, file in files.items() if name not in leave_out and (only is None or name in only)]
+    if missing or not chosen:
+        raise ValueError(
+            f"'{folder}' holds {len(files)} files like '{pattern}', lacks {sorted(missing) or 'any to use'}: "
+            "set data_dir to the folder of the label maps"
+        )
+    read = Compose(
+        [LoadImage(ensure_channel_first=True, dtype=np.int16), Orientation("RAS", labels=None), CropForeground()]
+    )
+    return [{"label": read(file).as_tensor().contiguous(), "sentences": dict(sentences)} for file in chosen]
+
+
+def image_label_cases(case_list: str | Path, modality: str, section: str = "training") -> list[dict[str, Any]]:
+    """Cases of a JSON list of image and label pairs (NIfTI or whatever ``LoadImaged`` reads).
+
+    The file has the form ``{"labels": {"Liver": 1, ...}, "training": [{"image": ..., "label": ...}, ...],
+    "validation": [...]}``; paths are relative to the file, names are the terminology's.
+
+    Raises:
+        ValueError: if the file or the section is missing, or a name is unknown.
+    """
+    path = Path(case_list)
+    if not path.is_file():
+        raise ValueError(f"no case list '{case_list}': it is a JSON file with 'labels', 'training' and 'validation'")
+    content = json.loads(path.read_text())
+    if not content.get(section) or not content.get("labels"):
+        raise ValueError(f"case list '{case_list}' needs a non-empty '{section}' and 'labels', it has {list(content)}")
+    terms = Terminology.load()
+    sentences = {int(value): terms.sentences(terms.target(name, modality)) for name, value in content["labels"].items()}
+    return [
+        {key: str(path.parent / case[key]) for key in ("image", "label")} | {"sentences": sentences}
+        for case in content[section]
+    ]
