@@ -125,10 +125,10 @@ def _sample(volume: np.ndarray, affine: np.ndarray, points: np.ndarray, order: i
 def _choose_positions(
     labels: np.ndarray, affine: np.ndarray, low: np.ndarray, high: np.ndarray, ids: Sequence[int]
 ) -> np.ndarray:
-    """World coordinate of the plane perpendicular to each axis that shows most of the structures.
+    """World coordinate of the plane perpendicular to each axis, so that together they show most of the structures.
 
     A structure counts by its area in the plane relative to its largest area, so that a small one weighs as much as a
-    large one. The middle of the volume where nothing was found.
+    large one; what an earlier plane shows well, a later one need not. The middle of the volume where nothing was found.
     """
     step = max((high - low).max() / SEARCH_POINTS, 1e-6)
     axes = [np.arange(a + step / 2, b, step) for a, b in zip(low, high, strict=True)]
@@ -137,13 +137,16 @@ def _choose_positions(
     lookup[list(ids)] = np.arange(1, len(ids) + 1)
     found = lookup[_sample(labels, affine, grid, order=0)]
     place = (low + high) / 2
-    for axis in range(3):
+    shown = np.zeros(len(ids))
+    for axis in (2, 1, 0):
         along = np.moveaxis(found, axis, 0).reshape(len(axes[axis]), -1)
         rows = np.arange(len(along))[:, None] * (len(ids) + 1)
         area = np.bincount((along + rows).ravel(), minlength=len(along) * (len(ids) + 1)).reshape(len(along), -1)[:, 1:]
         if area.any():
-            score = (area / np.maximum(area.max(axis=0), 1)).sum(axis=1)
-            place[axis] = axes[axis][int(score.argmax())]
+            share = area / np.maximum(area.max(axis=0), 1)
+            best = int(np.maximum(share, shown).sum(axis=1).argmax())
+            shown = np.maximum(shown, share[best])
+            place[axis] = axes[axis][best]
     return place
 
 
