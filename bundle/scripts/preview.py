@@ -29,6 +29,8 @@ BYTES = 300_000
 GRAY_LEVELS = (64, 40, 24, 14)
 SHADES = 4
 SEARCH_POINTS = 128
+# What a structure already shown in an earlier plane still adds to a later one.
+REPEAT_WEIGHT = 0.25
 GRAY_PERCENTILES = (0.5, 99.7)
 
 
@@ -144,7 +146,7 @@ def _choose_positions(
         area = np.bincount((along + rows).ravel(), minlength=len(along) * (len(ids) + 1)).reshape(len(along), -1)[:, 1:]
         if area.any():
             share = area / np.maximum(area.max(axis=0), 1)
-            best = int(np.maximum(share, shown).sum(axis=1).argmax())
+            best = int((np.maximum(share, shown) + REPEAT_WEIGHT * share).sum(axis=1).argmax())
             shown = np.maximum(shown, share[best])
             place[axis] = axes[axis][best]
     return place
