@@ -51,8 +51,10 @@ def label_maps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(bundle_dir: Path, label_maps: Path, output: Path, **changes: Any) -> ConfigWorkflow:
-    names = ("train", "small_network", "brain")
+def train(
+    bundle_dir: Path, label_maps: Path, output: Path, overlays: tuple[str, ...] = (), **changes: Any
+) -> ConfigWorkflow:
+    names = ("train", "small_network", "brain", *overlays)
     workflow = ConfigWorkflow(
         config_file=[str(bundle_dir / "configs" / f"{name}.json") for name in names],
         workflow_type="train",
@@ -133,6 +135,22 @@ def test_training_learns(bundle_dir: Path, label_maps: Path, tmp_path: Path):
     )
     evaluator = workflow.parser.get_parsed_content("validate#evaluator")
     assert evaluator.state.metrics["val_mean_dice"] > 0.75
+
+
+def test_the_second_stage_starts_from_the_first_stages_weights(
+    bundle_dir: Path, label_maps: Path, finished: Path, tmp_path: Path
+):
+    """With a vanishing learning rate they are all but unchanged; with other weights that cannot be."""
+    train(
+        bundle_dir,
+        label_maps,
+        tmp_path,
+        overlays=("brain_refine",),
+        initial_weights=str(finished / "model.pt"),
+        segment_lr=[1e-9],
+    )
+    for name, tensor in weights(finished).items():
+        torch.testing.assert_close(weights(tmp_path)[name], tensor, rtol=0, atol=1e-3)
 
 
 def test_missing_data_is_one_clear_error(bundle_dir: Path, tmp_path: Path):

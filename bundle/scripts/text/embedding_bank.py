@@ -126,7 +126,12 @@ class EmbeddingBank:
         The sentences are embedded one at a time, so that a vector does not depend on its neighbours in a batch.
         """
         unique = list(dict.fromkeys(normalise_sentence(sentence) for sentence in sentences))
-        vectors = torch.cat([encoder([sentence]) for sentence in unique]).cpu()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the order of sums, and so the last bits, must not depend on the number of cores
+        try:
+            vectors = torch.cat([encoder([sentence]) for sentence in unique]).cpu()
+        finally:
+            torch.set_num_threads(threads)
         head = getattr(encoder, "head", None)
         table = getattr(head, "modality_embed", None)
         embedding = table.weight.detach().cpu().to(dtype) if table is not None else None
