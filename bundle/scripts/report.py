@@ -181,6 +181,7 @@ def _entry(target: RequestedTarget, found: Measurement) -> dict[str, Any]:
         "kind": target.kind,
         "understood_from": target.matched,
         "how": target.how,
+        "asked_with": target.sentence,
         "score": target.score,
         "voxels": found.voxels,
         "volume_ml": found.volume_ml,

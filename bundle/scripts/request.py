@@ -30,6 +30,8 @@ class RequestedTarget:
     score: float
     color: tuple[int, ...]
     window: str | None = None
+    sentence: str = ""
+    """What is embedded to ask the network: the canonical sentence or the user's own, see ``transforms.prompt_text``."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,28 @@ def as_flag(value: object) -> bool:
     return known[str(value).strip().lower()]
 
 
-def make_request(text: Sequence[str], targets: Sequence[Target]) -> Request:
+def as_stages(value: object) -> tuple[int, ...]:
+    """The stages to run, from a config (``[1, 2]``) or a command line (``1``, ``2``, ``both``).
+
+    Raises:
+        InputError: anything else.
+    """
+    if str(value).strip().lower() in ("both", "all"):
+        return 1, 2
+    items = value if isinstance(value, (list, tuple)) else str(value).replace(",", " ").split()
+    numbers = tuple(sorted({int(item) for item in items if str(item).strip() in ("1", "2")}))
+    if not numbers or len(numbers) < len(items):
+        raise InputError(f"stages is 1, 2 or both, got {value!r}")
+    return numbers
+
+
+def make_request(text: Sequence[str], targets: Sequence[Target], sentences: Sequence[str] | None = None) -> Request:
     """Bundle parsed targets.
+
+    Args:
+        text: the user's prompts.
+        targets: what they were understood as.
+        sentences: what to embed for each target; its canonical sentence when None.
 
     Raises:
         InputError: targets of several modalities (one image has one), or two that share a label value.
@@ -95,8 +117,9 @@ def make_request(text: Sequence[str], targets: Sequence[Target]) -> Request:
             score=round(float(target.score), 4),
             color=tuple(target.color),
             window=target.concept.window,
+            sentence=sentence,
         )
-        for target in targets
+        for target, sentence in zip(targets, sentences or [target.sentence for target in targets], strict=True)
     )
     if len({record.id for record in records}) < len(records):
         raise InputError(f"two targets share a label value: {[(record.name, record.id) for record in records]}")

@@ -65,6 +65,13 @@ def test_shipped_vectors_are_the_encoders(shipped: EmbeddingBank, minilm: TextEn
     torch.testing.assert_close(shipped.lookup(sentences), minilm(sentences), atol=2e-3, rtol=1e-3)
 
 
+def test_shipped_bank_embeds_what_it_does_not_hold(bundle_dir: Path, minilm: TextEncoder) -> None:
+    bank = EmbeddingBank.load(bundle_dir / "models" / "text_embeddings.safetensors", encoder=minilm)
+    sentence = "please mark the spleen of this patient"
+    assert sentence not in bank
+    torch.testing.assert_close(bank.lookup(sentence.upper()), minilm([sentence]), atol=1e-5, rtol=0)
+
+
 def test_building_again_gives_the_same_bytes(shipped: EmbeddingBank, minilm: TextEncoder, tmp_path: Path) -> None:
     sentences = shipped.sentences[:12]
     for name in ("one", "two"):
@@ -76,11 +83,35 @@ def test_building_again_gives_the_same_bytes(shipped: EmbeddingBank, minilm: Tex
 
 def test_unknown_text_is_embedded_once() -> None:
     encoder = Encoder()
-    bank = EmbeddingBank(["liver"], torch.tensor([[9.0, 9.0]]), "toy", encoder=encoder)
+    bank = EmbeddingBank(["liver"], torch.tensor([[5.0, 1.0]]), "toy", encoder=encoder)
+    assert bank.lookup(["liver", "LIVER"]).tolist() == [[5, 1], [5, 1]]
+    assert encoder.seen == []
     found = bank.lookup(["liver", "My  liver", "my liver"])
-    assert found.tolist() == [[9, 9], [8, 1], [8, 1]]
+    assert found.tolist() == [[5, 1], [8, 1], [8, 1]]
     bank.lookup("my liver")
-    assert encoder.seen == ["my liver"]
+    assert encoder.seen == ["liver", "my liver"]  # the first sentence of the bank shows that the encoder is its own
+
+
+def test_prepared_sentences_need_the_encoder_no_more() -> None:
+    encoder = Encoder()
+    bank = EmbeddingBank(["liver"], torch.tensor([[5.0, 1.0]]), "toy", encoder=encoder)
+    bank.prepare(["Liver", "my liver", "your liver", "My liver"])
+    seen = list(encoder.seen)
+    assert bank.lookup(["your liver", "my liver"]).tolist() == [[10, 1], [8, 1]]
+    assert encoder.seen == seen == ["liver", "my liver", "your liver"]
+    refusing = EmbeddingBank(["liver"], torch.zeros(1, 2), "toy")
+    refusing.prepare(["liver"])
+    with pytest.raises(ValueError, match=r"no vector for 'my liver' \(and 1 more sentences\).*set text_encoder"):
+        refusing.prepare(["liver", "my liver", "your liver"])
+
+
+@pytest.mark.parametrize("vector", [[0.0, 0.0], [5.2, 1.0], [1.0, 5.0], [5.0, 1.0, 0.0]])
+def test_an_encoder_that_only_bears_the_name_is_refused(vector: list[float]) -> None:
+    """It gives the bank's first sentence another vector: a mistaken ``identity`` cannot mix two encoders' vectors."""
+    bank = EmbeddingBank(["liver", "spleen"], torch.tensor([vector, vector]), "toy", encoder=Encoder())
+    assert bank.lookup("spleen").tolist() == [pytest.approx(vector)]
+    with pytest.raises(ValueError, match="the text encoder's vector for 'liver' is not the bank's"):
+        bank.lookup("my liver")
 
 
 def test_unknown_text_without_an_encoder_is_refused() -> None:

@@ -45,7 +45,7 @@ def test_nearly_every_synonym_parses_to_its_concept() -> None:
     for target in TARGETS:
         for sentence in TERMINOLOGY.sentences(target):
             (found,) = PARSER.parse(sentence, target.modality)
-            if asked(found) != asked(target):
+            if found.modality == target.modality and asked(found) != asked(target):  # "FDG-avid" asks for PET
                 others = TERMINOLOGY.sentences(found)
                 assert sentence in others or found.name == target.name, sentence
                 astray.add((target.key, sentence))
@@ -182,6 +182,54 @@ def test_what_people_write(text: str, modality: str, wanted: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "modality", "wanted"),
+    [
+        # what only says where something is
+        ("liver adjacent to the spleen and left kidney", "CT", ["Liver"]),
+        ("the spleen, lateral to the stomach", "CT", ["Spleen"]),
+        ("the right lung, next to the heart and mediastinum", "CT", ["Right lung"]),
+        ("left iliopsoas running from the lumbar spine to the femur", "CT", ["Left iliopsoas"]),
+        ("right ventricle leading to the pulmonary artery", "MRI", ["Right Ventricle"]),
+        ("hepatic course of the inferior vena cava", "CT", ["Inferior vena cava"]),
+        ("CT of the orbit revealing the left optic nerve", "CT", ["Left optic nerve"]),
+        # the side of a place is the side of what lies there
+        ("optic nerve of the right eye", "CT", ["Right optic nerve"]),
+        ("gluteus maximus of the left buttock", "CT", ["Left gluteus maximus"]),
+        ("jugular vein lateral to the left carotid artery", "MRI", ["Left jugular vein"]),
+        ("right intrinsic back muscles (autochthon)", "CT", ["Right autochthon"]),
+        # words inside and behind a name that do not change it
+        ("cervical part of the oesophagus", "CT", ["Cervical esophagus"]),
+        ("left iliac arterial vessel", "CT", ["Left iliac artery"]),
+        ("prostate cancer lesion", "MRI", ["Prostate lesion"]),
+        ("pulmonary nodules and masses", "CT", ["Lung lesions"]),
+        ("bony anatomy of the T8 vertebra", "CT", ["Vertebrae T8"]),
+        ("venous structure of the left jugular vein", "MRI", ["Left jugular vein"]),
+        ("urine-filled bladder", "CT", ["Urinary bladder"]),
+        ("left atrial endocardial borders", "MRI", ["Left atrium"]),
+        # fixed phrases, levels, initials, accents
+        ("pancreas as well as the duodenum", "CT", ["Pancreas", "Duodenum"]),
+        ("L-3", "CT", ["Vertebrae L3"]),
+        ("L4/5", "CT", ["Vertebrae L4", "Vertebrae L5"]),
+        ("T5, 6 and 7", "CT", ["Vertebrae T5", "Vertebrae T6", "Vertebrae T7"]),
+        ("I.V.C.", "CT", ["Inferior vena cava"]),
+        ("co\u0301lon", "CT", ["Colon"]),
+        ("\u200bsple\u00aden", "CT", ["Spleen"]),
+        ("left kindey", "CT", ["Left kidney"]),
+        # label names of other programs
+        ("A_Carotid_L", "CT", ["Left carotid artery"]),
+        ("Glnd_Submand_R", "CT", ["Right submandibular gland"]),
+        ("Eye_PL", "CT", ["Left posterior segment of the eyeball"]),
+        ("Left-Inf-Lat-Vent", "MRI", ["Left inferior lateral ventricle"]),
+        ("heart_atrium_left", "MRI", ["Left atrium"]),
+        ("rkid, RAG and lkid", "CT", ["Right kidney", "Right adrenal gland", "Left kidney"]),
+        ("kidneys, and the spleen if present", "CT", ["Left kidney", "Right kidney", "Spleen"]),
+    ],
+)
+def test_how_names_are_surrounded(text: str, modality: str, wanted: list[str]) -> None:
+    assert names(text, modality) == wanted
+
+
+@pytest.mark.parametrize(
     ("text", "context", "wanted"),
     [
         ("liver on MRI", "CT", "MRI"),
@@ -233,6 +281,13 @@ def test_modality(text: str, context: str | None, wanted: str) -> None:
             "left",
             "organs",
             "all",
+            "ribs if present",
+            "tissue next to the kidney",
+            "left scapular spine",
+            "liver segment 4",
+            "liver function",
+            "pancreas protocol CT",
+            "posterior pole of the right eyeball",
         ]
     ]
     + [
@@ -281,6 +336,14 @@ HOSTILE = {
     "ranges only": "L1-L5 left " * 150,
     "unknown words": " ".join(f"w{chr(97 + i % 26)}{chr(97 + i // 26 % 26)}rg" for i in range(300)),
     "markup": "<script>alert('x')</script>",
+    "nearly known words": " ".join(
+        ["kidnay", "livar", "splaen", "panqreas", "stomarh", "bladdxr", "colxn", "aortx"] * 35
+    ),
+    "nearly known long words": " ".join(f"hippocampx{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(140)),
+    "nested brackets": "([{" * 300 + "xyz" + "}])" * 300,
+    "combining marks": "a" + "\u0301" * 1900,
+    "right to left": "\u202e" + "\u0645\u0631\u062d\u0628\u0627 " * 300,
+    "huge number": "L" + "9" * 1900,
     "path": "../../etc/passwd",
     "control characters": "\x00\x01\x02",
 }
@@ -289,11 +352,11 @@ HOSTILE = {
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_text_is_refused_at_once(text: str) -> None:
     durations = []
-    for _ in range(3):  # the best of three: the machine may be busy
-        started = time.perf_counter()
+    for _ in range(3):  # the best of three, in processor time: the machine may be busy
+        started = time.process_time()
         with pytest.raises(UnknownPromptError):
             PARSER.parse(text, "CT")
-        durations.append(time.perf_counter() - started)
+        durations.append(time.process_time() - started)
     assert min(durations) < 0.05
 
 

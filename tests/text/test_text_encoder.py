@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import AutoModel, BertConfig, BertModel, BertTokenizerFast
 
 from scripts.text import TextEncoder, TextHead
 from scripts.text.text_encoder import mean_pool
@@ -71,6 +72,21 @@ def test_encodes_on_demand_and_stays_frozen(folder: Path) -> None:
     assert torch.equal(queries[0], queries[2])
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
     assert not encoder.train().training
+
+
+def test_requests_that_come_at_once_load_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    read = AutoModel.from_pretrained
+    monkeypatch.setattr(
+        AutoModel, "from_pretrained", lambda *args, **kwargs: reads.append(args) or read(*args, **kwargs)
+    )
+    encoder = TextEncoder(folder, local_files_only=True)
+    state = torch.random.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        vectors = list(pool.map(lambda _: encoder(["liver"]), range(4)))
+    assert len(reads) == 1
+    assert all(torch.equal(vector, vectors[0]) for vector in vectors)
+    assert torch.equal(torch.random.get_rng_state(), state)  # a run's own draws stay as they were
 
 
 def test_padding_does_not_change_a_vector(folder: Path) -> None:

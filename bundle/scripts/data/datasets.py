@@ -12,6 +12,7 @@ import numpy as np
 from monai.transforms import Compose, CropForeground, LoadImage, Orientation
 from torch.utils.data import Dataset, Sampler
 
+from scripts.data.prompt_sentences import PromptSentences
 from scripts.text.terminology import Terminology
 
 logger = logging.getLogger(__name__)
@@ -62,15 +63,33 @@ class ResumableSampler(Sampler[int]):
         return iter(range(self.start, self.length))
 
 
-def sentence_table(names: Sequence[str], modality: str, terminology: Terminology | None = None) -> dict[int, list[str]]:
+def sentence_table(
+    names: Sequence[str] | Mapping[str, Sequence[int]],
+    modality: str,
+    terminology: Terminology | None = None,
+    prompts: PromptSentences | None = None,
+    dataset: str | None = None,
+) -> dict[int, list[str]]:
     """For each named target its label id and the sentences that ask for it, the canonical one first.
+
+    Args:
+        names: of the targets; with ``prompts`` a table name -> values in the dataset's label maps.
+        modality: of the images.
+        terminology: the bundle's own when None.
+        prompts: sentences of a prompts JSON; None takes the terminology's names and synonyms.
+        dataset: name of the label maps' dataset in that file.
 
     Raises:
         ValueError: if the terminology has no such target for the modality.
     """
     terms = terminology or Terminology.load()
-    targets = [terms.target(name, modality) for name in names]
-    return {target.id: terms.sentences(target) for target in targets}
+    table: dict[int, list[str]] = {}
+    for name in names:
+        target = terms.target(name, modality)
+        values = names[name] if isinstance(names, Mapping) else ()
+        known = prompts.known(dataset, values) if prompts is not None else []
+        table[target.id] = list(dict.fromkeys([target.sentence, *known])) if known else terms.sentences(target)
+    return table
 
 
 def target_values(
@@ -87,6 +106,7 @@ def label_map_cases(
     sentences: Mapping[int, Sequence[str]],
     only: Sequence[str] | None = None,
     leave_out: Sequence[str] = (),
+    modality: str | None = None,
 ) -> list[dict[str, Any]]:
     """Cases of a folder that holds label maps alone, read into memory once: every sample cuts a patch out of one.
 
@@ -96,10 +116,11 @@ def label_map_cases(
         sentences: label id -> sentences, the same for every case.
         only: file names without suffixes to take (validation); None takes all.
         leave_out: file names without suffixes to leave out (training).
+        modality: of the images made from them, for text encoders whose vectors depend on it.
 
     Returns:
-        For each case ``label``, an int16 tensor ``[1, X, Y, Z]`` in RAS orientation cut to its non-zero box, and
-        ``sentences``.
+        For each case ``label``, an int16 tensor ``[1, X, Y, Z]`` in RAS orientation cut to its non-zero box,
+        ``sentences`` and, where given, ``modality``.
 
     Raises:
         ValueError: if nothing is found, or a file of ``only`` is missing.
@@ -115,14 +136,33 @@ def label_map_cases(
     read = Compose(
         [LoadImage(ensure_channel_first=True, dtype=np.int16), Orientation("RAS", labels=None), CropForeground()]
     )
-    return [{"label": read(file).as_tensor().contiguous(), "sentences": dict(sentences)} for file in chosen]
+    facts = {"sentences": dict(sentences)} | ({} if modality is None else {"modality": modality})
+    return [{"label": read(file).as_tensor().contiguous(), **facts} for file in chosen]
 
 
-def image_label_cases(case_list: str | Path, modality: str, section: str = "training") -> list[dict[str, Any]]:
+def image_label_cases(
+    case_list: str | Path,
+    modality: str,
+    section: str = "training",
+    prompts: PromptSentences | None = None,
+    dataset: str | None = None,
+) -> list[dict[str, Any]]:
     """Cases of a JSON list of image and label pairs (NIfTI or whatever ``LoadImaged`` reads).
 
     The file has the form ``{"labels": {"Liver": 1, ...}, "training": [{"image": ..., "label": ...}, ...],
-    "validation": [...]}``; paths are relative to the file, names are the terminology's.
+    "validation": [...]}``; paths are relative to the file, names are the terminology's. A ``dataset``, in the file or
+    in a case, names the dataset in the prompts JSON; where that knows it, ``labels`` may be left out.
+
+    Args:
+        case_list: the file.
+        modality: of images whose dataset does not tell it by its name.
+        section: ``training`` or ``validation``.
+        prompts: sentences of a prompts JSON; None takes the terminology's names and synonyms.
+        dataset: name of the dataset where neither file nor case has one.
+
+    Returns:
+        For each case ``image`` and ``label`` (paths), ``modality`` (a name) and ``sentences`` (label value ->
+        sentences, the canonical one first).
 
     Raises:
         ValueError: if the file or the section is missing, or a name is unknown.
@@ -131,11 +171,21 @@ def image_label_cases(case_list: str | Path, modality: str, section: str = "trai
     if not path.is_file():
         raise ValueError(f"no case list '{case_list}': it is a JSON file with 'labels', 'training' and 'validation'")
     content = json.loads(path.read_text())
-    if not content.get(section) or not content.get("labels"):
+    prompts = prompts or PromptSentences.load()
+    cases = content.get(section) or []
+    sources = [case.get("dataset") or content.get("dataset") or dataset for case in cases]
+    labels = content.get("labels")
+    if not cases or not (labels or prompts.datasets.keys() >= set(sources)):
         raise ValueError(f"case list '{case_list}' needs a non-empty '{section}' and 'labels', it has {list(content)}")
-    terms = Terminology.load()
-    sentences = {int(value): terms.sentences(terms.target(name, modality)) for name, value in content["labels"].items()}
+    tables = {source: prompts.table(source, labels, modality) for source in set(sources)}
     return [
-        {key: str(path.parent / case[key]) for key in ("image", "label")} | {"sentences": sentences}
-        for case in content[section]
+        {key: str(path.parent / case[key]) for key in ("image", "label")}
+        | {"modality": prompts.modality(source, modality), "sentences": tables[source]}
+        for case, source in zip(cases, sources, strict=True)
     ]
+
+
+def all_case_sentences(cases: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every sentence that any of the cases may be asked with, once each, to hand to ``EmbeddingBank.prepare``."""
+    tables = {id(case["sentences"]): case["sentences"] for case in cases}  # cases of a dataset share one
+    return list(dict.fromkeys(text for table in tables.values() for words in table.values() for text in words))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .concepts import Concept, Policy, Target, normalise_sentence
+from .concepts import Code, Codes, Concept, Policy, Target, normalise_sentence
 from .prompt_parser import PromptParser, UnknownPromptError
 from .terminology import Terminology
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _LAZY = {"EmbeddingBank": "embedding_bank", "TextEncoder": "text_encoder", "TextHead": "text_encoder"}
 
 __all__ = [
+    "Code",
+    "Codes",
     "Concept",
     "EmbeddingBank",
     "Policy",

@@ -52,6 +52,31 @@ class Modality:
 
 
 @dataclass(frozen=True)
+class Code:
+    """A coded term, as DICOM writes it: value, coding scheme designator, meaning (arguments as in pydicom)."""
+
+    value: str
+    scheme: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What a segment of a DICOM SEG is called; the fields follow the sequences of the Segment Description Macro."""
+
+    category: Code
+    """SegmentedPropertyCategoryCodeSequence: anatomical structure, morphologically abnormal structure, ..."""
+    type: Code
+    """SegmentedPropertyTypeCodeSequence: the structure, or what is wrong with a region."""
+    modifier: Code | None = None
+    """SegmentedPropertyTypeModifierCodeSequence: the side of the structure, or a qualifier of the finding."""
+    region: Code | None = None
+    """AnatomicRegionSequence: where a finding lies."""
+    region_modifier: Code | None = None
+    """AnatomicRegionModifierSequence: the side of that region."""
+
+
+@dataclass(frozen=True)
 class Concept:
     """One entry of the terminology."""
 
@@ -71,6 +96,8 @@ class Concept:
     """True where "left" or "right" may be said although the class holds both sides (e.g. lesions)."""
     generic: bool = field(default=False, repr=False)
     """True where an unknown word before the name changes its meaning ("... lesion", "... nucleus")."""
+    codes: Codes | None = field(default=None, repr=False)
+    """DICOM codes; None where no code is certain."""
 
 
 @dataclass(frozen=True)

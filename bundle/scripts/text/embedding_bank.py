@@ -2,7 +2,7 @@
 
 The file holds ``vectors`` [K, L] and, for encoders that have one, ``modality_embedding`` [M, L]; its metadata entry
 ``embedding_bank`` is a JSON object with ``format``, ``encoder`` (identity) and the K ``sentences``. A running model
-needs the language model only for sentences that are not among them.
+needs the language model only for sentences that are not among them; those are embedded once and kept in memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,10 @@ from .concepts import Target, normalise_sentence
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+BUILD_COMMAND = "python -m scripts.cli embed"
+# How far an encoder's vector of a banked sentence may lie from the banked one, as a share of its length: banks hold
+# half precision, and a batch changes the last bits; vectors of another encoder differ by about their whole length.
+SAME_ENCODER_TOLERANCE = 0.02
 
 
 class EmbeddingBank:
@@ -36,7 +40,8 @@ class EmbeddingBank:
         encoder_identity: name of the encoder that made the vectors.
         modality_embedding: [M, L] to add by modality index, or None.
         encoder: called with a list of sentences where the bank does not know them, e.g. a ``TextEncoder``; it has to
-            carry the same ``identity`` as the bank. None refuses unknown sentences.
+            carry the same ``identity`` as the bank, and before its first vector is used, it has to give the bank's
+            own vector for the bank's first sentence. None refuses unknown sentences.
         modalities: names in the order of ``modality_embedding``'s rows.
 
     Raises:
@@ -64,12 +69,13 @@ class EmbeddingBank:
         self.modalities = tuple(modalities)
         self._place = {sentence: index for index, sentence in enumerate(self.sentences)}
         self._live: dict[str, Tensor] = {}
+        self._encoder_checked = False
         self.encoder = encoder
         identity = getattr(encoder, "identity", encoder_identity)
         if identity != encoder_identity:
             raise ValueError(
                 f"embedding bank: vectors are of {encoder_identity!r}, the encoder given is {identity!r}; "
-                "build a bank with that encoder (python -m scripts.text.build_bank)"
+                f"build a bank with that encoder ({BUILD_COMMAND})"
             )
 
     @property
@@ -102,7 +108,7 @@ class EmbeddingBank:
         """
         file = Path(path)
         if not file.is_file():
-            raise ValueError(f"embedding bank: no file {file}; build it with python -m scripts.text.build_bank")
+            raise ValueError(f"embedding bank: no file {file}; build it with {BUILD_COMMAND}")
         try:
             with safe_open(file, framework="pt") as content:
                 header = json.loads((content.metadata() or {}).get("embedding_bank", "{}"))
@@ -115,7 +121,7 @@ class EmbeddingBank:
         if encoder_identity is not None and made_by != encoder_identity:
             raise ValueError(
                 f"embedding bank: {file} was made by {made_by!r}, {encoder_identity!r} is wanted; "
-                "build a bank with that encoder (python -m scripts.text.build_bank)"
+                f"build a bank with that encoder ({BUILD_COMMAND})"
             )
         return cls(header["sentences"], tensors["vectors"], made_by, tensors.get("modality_embedding"), encoder)
 
@@ -178,19 +184,45 @@ class EmbeddingBank:
         chosen = [modality if modality is not None else getattr(item, "modality", None) for item in items]
         return found + torch.stack([self._modality_vector(name) for name in chosen])
 
+    def prepare(self, sentences: Iterable[str]) -> None:
+        """Make sure of a vector for every sentence, embedding now, in one go, those the bank does not hold.
+
+        Called before data loaders start their workers, it spares each of them an encoder of its own.
+
+        Raises:
+            ValueError: a sentence the bank does not hold, with no encoder at hand.
+        """
+        self._embed_unknown([normalise_sentence(sentence) for sentence in sentences])
+
     def _embed_unknown(self, texts: Sequence[str]) -> None:
         unknown = list(dict.fromkeys(text for text in texts if text not in self._place and text not in self._live))
         if not unknown:
             return
         if self.encoder is None:
             near = process.extract(unknown[0], self.sentences, scorer=fuzz.WRatio, limit=5)
+            more = f" (and {len(unknown) - 1} more sentences)" if len(unknown) > 1 else ""
             raise ValueError(
-                f"embedding bank: no vector for {unknown[0]!r} and no text encoder configured; "
-                f"nearest known: {', '.join(item[0] for item in near)}"
+                f"embedding bank: no vector for {unknown[0]!r}{more} and no text encoder configured; nearest known: "
+                f"{', '.join(item[0] for item in near)}; set text_encoder to embed it, or build a bank with it "
+                f"({BUILD_COMMAND})"
             )
         logger.info("embedding %d sentences that the bank does not hold", len(unknown))
-        for text, vector in zip(unknown, self.encoder(unknown).float().cpu(), strict=True):
-            self._live[text] = vector
+        first = [] if self._encoder_checked else list(self.sentences[:1])
+        vectors = self.encoder([*first, *unknown]).float().cpu()
+        if first:
+            self._check_encoder(vectors[0])
+        self._live.update(zip(unknown, vectors[len(first) :], strict=True))
+
+    def _check_encoder(self, vector: Tensor) -> None:
+        """Compare the encoder's vector of the first sentence with the bank's: an identity is only a name."""
+        own = self.vectors[0].float()
+        if vector.shape != own.shape or not (vector - own).norm() <= SAME_ENCODER_TOLERANCE * own.norm():
+            raise ValueError(
+                f"embedding bank: the text encoder's vector for {self.sentences[0]!r} is not the bank's, so it is "
+                f"not the {self.encoder_identity!r} that made the bank; give that one, or build a bank with "
+                f"yours ({BUILD_COMMAND})"
+            )
+        self._encoder_checked = True
 
     def _modality_vector(self, modality: str | int | None) -> Tensor:
         assert self.modality_embedding is not None

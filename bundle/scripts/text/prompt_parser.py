@@ -7,15 +7,18 @@ known target ("kidney stones", "hepatic artery") raises :class:`UnknownPromptErr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from .concepts import Target
-from .lexicon import SIDE, WORD, Lexicon, Token
+from .lexicon import SIDE, WORD, Lexicon
 from .prompt_reader import PromptReader, Reading
 from .term_index import TermIndex
 from .terminology import Terminology
+from .tokenizer import Token, Tokenizer
 
 MAX_CHARACTERS = 2_000  # all targets of a region by name fit; a longer text is no prompt
 MAX_WORDS = 500
+_SHORT = 60  # words up to which a refused text is also read in the modalities that were not asked for
 
 
 class UnknownPromptError(ValueError):
@@ -49,7 +52,8 @@ class PromptParser:
         words = [word for found in self._keywords.values() for phrase, _ in found for word in phrase]
         words += [word.lower() for item in modalities.values() for word in (*item.weak_keywords, *item.cased_keywords)]
         self.lexicon = Lexicon(self.terminology.language, terms, words)
-        self._indices = {name: TermIndex(self.terminology, self.lexicon, name) for name in self.terminology.modalities}
+        self._tokenizer = Tokenizer(self.terminology.language, self.lexicon)
+        self._indices = {name: TermIndex(self.terminology, self._tokenizer, name) for name in modalities}
 
     def parse(self, text: str, modality: str | None = None) -> list[Target]:
         """Targets that ``text`` asks for, in the order first asked, each once; a pair as left, right.
@@ -76,15 +80,17 @@ class PromptParser:
                 f"prompt: {len(text)} characters are too many, at most {MAX_CHARACTERS} are read; give several prompts"
             )
             raise UnknownPromptError(message)
-        tokens = self.lexicon.tokens(text)
+        tokens = self._tokenizer.tokens(text)
         if len(tokens) > MAX_WORDS:
             raise UnknownPromptError(f"prompt: {len(tokens)} words are too many, at most {MAX_WORDS} are read")
         named, spoken = self._modalities(tokens)
         order = named or ([context] if context else self._by_weak_keyword(tokens))
-        readings = [self._read(text, tokens, name, spoken) for name in order]
-        for reading in readings:
+        readings = []
+        for name in order:
+            reading = self._read(text, tokens, name, spoken)
             if reading.targets and not reading.failures:
                 return reading.targets
+            readings.append(reading)
         raise self._refusal(text, tokens, order, readings, spoken)
 
     def _modalities(self, tokens: Sequence[Token]) -> tuple[list[str], frozenset[int]]:
@@ -120,23 +126,32 @@ class PromptParser:
         readings: Sequence[Reading],
         spoken: frozenset[int],
     ) -> UnknownPromptError:
+        """The error for a text that makes no sense in any modality of ``order``; names of the first one lead."""
         shown = " ".join(text.split())
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
-        modality = order[0]
-        others = [name for name in self.terminology.modalities if name not in order]
-        elsewhere = {name: self._read(text, tokens, name, spoken) for name in others}
-        found = {name: item.targets for name, item in elsewhere.items() if item.targets and not item.failures}
+        wanted = " or ".join(order)
+        near = self._nearest(tokens, order[0])
+        found = self._known_elsewhere(text, tokens, order, spoken)
         if found:
-            names = list(dict.fromkeys(target.name for targets in found.values() for target in targets))
-            near = self._nearest(tokens, modality)
-            message = f"prompt: {shown!r} is known for {', '.join(found)}, not for {' or '.join(order)}"
-            return UnknownPromptError(message, list(dict.fromkeys([*names[:4], *near]))[:7])
-        failed = list(dict.fromkeys(part for reading in readings[:1] for part in reading.failures))
-        part = f" ({'; '.join(failed[:3])})" if failed else ""
+            names = [target.name for rank in zip_longest(*found.values()) for target in rank if target is not None]
+            message = f"prompt: {shown!r} is known for {', '.join(found)}, not for {wanted}"
+            return UnknownPromptError(message, _distinct([*near[:3], *_distinct(names)[:4], *near], 7))
+        failed = _distinct(readings[0].failures, 3)
+        part = f" ({'; '.join(failed)})" if failed else ""
         related = [target.name for reading in readings for target in reading.related]
-        near = self._nearest(tokens, modality)
-        names = list(dict.fromkeys([*related[:4], *near]))[:6]
-        return UnknownPromptError(f"prompt: {shown!r} is no known target of {' or '.join(order)}{part}", names)
+        return UnknownPromptError(
+            f"prompt: {shown!r} is no known target of {wanted}{part}", _distinct([*_distinct(related)[:4], *near], 6)
+        )
+
+    def _known_elsewhere(
+        self, text: str, tokens: Sequence[Token], order: Sequence[str], spoken: frozenset[int]
+    ) -> dict[str, list[Target]]:
+        """What the text means in the modalities that were not asked for; nothing is looked up for a long text."""
+        if len(tokens) > _SHORT:
+            return {}
+        others = [name for name in self.terminology.modalities if name not in order]
+        readings = {name: self._read(text, tokens, name, spoken) for name in others}
+        return {name: item.targets for name, item in readings.items() if item.targets and not item.failures}
 
     def _nearest(self, tokens: Sequence[Token], modality: str) -> list[str]:
         words = [token.form for token in tokens if token.kind == SIDE or self._says_something(token)]
@@ -145,4 +160,10 @@ class PromptParser:
     def _says_something(self, token: Token) -> bool:
         if token.kind != WORD:
             return False
-        return token.form in self.lexicon.term_forms or self.lexicon.role(token) != "carrier"
+        role = self.lexicon.role(token.raw, token.form)
+        return token.form in self.lexicon.term_forms or role not in ("carrier", "adjective")
+
+
+def _distinct(names: Sequence[str], limit: int | None = None) -> list[str]:
+    """The first names, each once."""
+    return list(dict.fromkeys(names))[:limit]

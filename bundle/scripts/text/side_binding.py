@@ -7,9 +7,11 @@ once for a list ("gluteus maximus and medius on the right").
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
-from .lexicon import JOIN, PREPOSITION, SIDE, SKIP, STOP, Token
+from .lexicon import JOIN, PREPOSITION, SIDE, SKIP, STOP
 from .term_index import Match
+from .tokenizer import Token
 
 _REACH = 12  # a side word further away from a name than this does not belong to it
 
@@ -81,12 +83,21 @@ class SideBinding:
         for match in self.matches:
             if not self.sides[match.start]:
                 self.sides[match.start] = set(families[match.family])
+        for before, match in pairwise(self.matches):  # said twice: "right back muscles (autochthon)"
+            if not self.sides[match.start] and self._is_repeated(before, match):
+                self.sides[match.start] = set(self.sides[before.start])
         for place, match in enumerate(self.matches):
             own = self.sides[match.start]
             if own and self.first[match.start] < match.start:
                 self._spread(own, self.matches[place + 1 :], match, 1)
             elif own and self.last[match.start] > match.stop:
                 self._spread(own, self.matches[:place][::-1], match, -1)
+
+    def _is_repeated(self, before: Match, match: Match) -> bool:
+        """Whether a match names the same things as the one before it, with at most a comma between them."""
+        gap = [self.tokens[place] for place in range(self.last[before.start], match.start)]
+        close = all(token.raw == "," or token.kind == SKIP for token in gap)
+        return close and set(before.entry.targets) == set(match.entry.targets)
 
     def _spread(self, own: set[str], others: Sequence[Match], match: Match, step: int) -> None:
         """Give a match's side to the others of its list, as long as they could take one and have none.

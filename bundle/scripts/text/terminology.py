@@ -37,6 +37,7 @@ class Terminology:
         self.default_policy = default_policy
         self.collections = tuple(collections)
         self.language = dict(language or {})
+        self._choices: dict[str | None, list[tuple[str, str]]] = {}  # by modality: sentences and the names they mean
         self._by_id = {concept.id: concept for concept in self.concepts}
         self._by_name: dict[str, list[Concept]] = {}
         for concept in self.concepts:
@@ -144,7 +145,11 @@ class Terminology:
             limit: most names returned.
             cutoff: least similarity, 0..100; nothing is returned where nothing is alike.
         """
-        choices = [(sentence, target.name) for target in self.targets(modality) for sentence in self.sentences(target)]
+        if modality not in self._choices:
+            self._choices[modality] = [
+                (sentence, target.name) for target in self.targets(modality) for sentence in self.sentences(target)
+            ]
+        choices = self._choices[modality]
         query = normalise_sentence(text)[:200]
         texts = [sentence for sentence, _ in choices]
         found = process.extract(query, texts, scorer=fuzz.token_ratio, limit=8 * limit, score_cutoff=cutoff)

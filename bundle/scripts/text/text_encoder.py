@@ -1,13 +1,15 @@
 """Frozen sentence encoder: a transformers language model, mean pooling, optional projection and modality embedding.
 
 Without projection it is a stock sentence encoder (all-MiniLM-L6-v2 for the shipped weights); with projection and
-modality embedding it is the published Medal S text tower (SAT's recipe, on BioLORD-2023-C).
+modality embedding it follows the published Medal S text tower (SAT's recipe, on BioLORD-2023-C), whose weights
+``published_encoder.py`` reads.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 logger = logging.getLogger(__name__)
 
 SPECIAL_TOKENS = ("native", "written")
+_LOADING = threading.RLock()  # a server's first requests may come at once: one of them loads, the others wait
 
 
 def mean_pool(token_states: Tensor, attention_mask: Tensor) -> Tensor:
@@ -119,24 +122,14 @@ class TextEncoder(nn.Module):
 
     def load(self) -> TextEncoder:
         """Load tokenizer and language model once; later calls return at once."""
-        if self.loaded:
-            return self
-        from transformers import AutoModel, AutoTokenizer  # heavy, and never needed while the bank suffices
-
-        logger.info("loading text encoder %s", self.model_name)
-        options: dict[str, Any] = {"local_files_only": self.local_files_only, "trust_remote_code": False}
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(self.model_name, **options)
-            tower = AutoModel.from_pretrained(self.model_name, use_safetensors=True, dtype=torch.float32, **options)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"text encoder: cannot load {self.model_name!r} ({str(error).splitlines()[0]}); "
-                "give a folder or hub name of a transformers model with safetensors weights"
-            ) from error
-        self.head = TextHead(int(tower.config.hidden_size), self.project, self.num_modalities)
-        self.text_tower = tower
-        self.requires_grad_(False)
-        self.eval()
+        with _LOADING:
+            if not self.loaded:
+                logger.info("loading text encoder %s", self.identity)
+                self.tokenizer = self._read_tokenizer()
+                with torch.random.fork_rng(devices=[]):  # initial values, soon overwritten, must not cost the run draws
+                    tower, head = self._read_modules()
+                self.head = head.requires_grad_(False).eval()
+                self.text_tower = tower.requires_grad_(False).eval()  # last, as this is what makes it count as loaded
         return self
 
     def load_head(self, state_dict: Mapping[str, Tensor]) -> TextEncoder:
@@ -196,6 +189,33 @@ class TextEncoder(nn.Module):
             return queries
         index = torch.as_tensor(modality, dtype=torch.long, device=queries.device)
         return queries + self.head.modality_embed(index)
+
+    def _read_tokenizer(self) -> Any:
+        from transformers import AutoTokenizer  # heavy, and never needed while the bank suffices
+
+        try:
+            return AutoTokenizer.from_pretrained(self.model_name, **self._source_options())
+        except Exception as error:  # whatever a file of the folder causes: its reader raises bare exceptions too
+            raise self._unusable(error, "its tokenizer") from error
+
+    def _read_modules(self) -> tuple[nn.Module, TextHead]:
+        from transformers import AutoModel
+
+        try:
+            tower = AutoModel.from_pretrained(self.model_name, use_safetensors=True, **self._source_options()).float()
+        except (OSError, ValueError) as error:
+            raise self._unusable(error, "safetensors weights") from error
+        return tower, TextHead(int(tower.config.hidden_size), self.project, self.num_modalities)
+
+    def _source_options(self) -> dict[str, Any]:
+        return {"local_files_only": self.local_files_only, "trust_remote_code": False}
+
+    def _unusable(self, error: Exception, wanted: str) -> ValueError:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return ValueError(
+            f"text encoder: cannot load {self.model_name!r} ({reason}); "
+            f"give a folder or hub name of a transformers model with {wanted}"
+        )
 
     def _pool(self, sentences: Sequence[str]) -> Tensor:
         assert self.text_tower is not None

@@ -18,7 +18,8 @@ class SampleQueries(Randomizable, Transform):
     chosen targets; what remains is padding.
 
     Args:
-        embed: gives the vectors of sentences, ``list[str] -> [N, L]`` (an ``EmbeddingBank``'s ``lookup``).
+        embed: gives the vectors of sentences, ``list[str] -> [N, L]`` (an ``EmbeddingBank``'s ``lookup``); called with
+            the modality as second argument where the call has one.
         max_queries: number of slots N.
         absent: most absent targets, as a share of the present ones.
         canonical: ask for every present target once, by its first sentence, without chance (validation).
@@ -26,7 +27,7 @@ class SampleQueries(Randomizable, Transform):
 
     def __init__(
         self,
-        embed: Callable[[list[str]], torch.Tensor],
+        embed: Callable[..., torch.Tensor],
         max_queries: int = 32,
         absent: float = 1 / 3,
         canonical: bool = False,
@@ -55,13 +56,14 @@ class SampleQueries(Randomizable, Transform):
         self._sentences = [str(word) for _, word in asked]
 
     def __call__(  # type: ignore[override]
-        self, labels: torch.Tensor, sentences: Mapping[int, Sequence[str]]
+        self, labels: torch.Tensor, sentences: Mapping[int, Sequence[str]], modality: str | None = None
     ) -> dict[str, Any]:
         """Queries and masks of one patch.
 
         Args:
             labels: label map ``[1, H, W, D]``, integer.
             sentences: for every label value that may be asked for, the sentences that name it; canonical first.
+            modality: of the image, for encoders whose vectors depend on it.
 
         Returns:
             ``masks`` uint8 ``[N, H, W, D]``, ``queries`` float32 ``[N, L]``, ``query_mask`` float32 ``[N]`` (1 real, 0
@@ -76,7 +78,8 @@ class SampleQueries(Randomizable, Transform):
         query_mask[:count] = 1
         masks = (labels.to(torch.int16) == values.reshape(-1, 1, 1, 1)).to(torch.uint8)
         masks[count:] = 0
-        vectors = self.embed(self._sentences or [next(iter(sentences.values()))[0]])
+        asked = self._sentences or [next(iter(sentences.values()))[0]]
+        vectors = self.embed(asked) if modality is None else self.embed(asked, modality)
         queries = torch.zeros(slots, vectors.shape[-1])
         queries[:count] = vectors[:count]
         return {"masks": masks, "queries": queries, "query_mask": query_mask, "query_values": values}
@@ -89,11 +92,18 @@ class SampleQueriesd(Randomizable, MapTransform):
         keys: key of the label map; replaced by the masks ``[N, H, W, D]``.
         transform: the array transform.
         sentences_key: key of the table label value -> sentences; it is dropped, a table cannot be batched.
+        modality_key: key of the image's modality, if there; dropped too.
     """
 
-    def __init__(self, keys: KeysCollection, transform: SampleQueries, sentences_key: str = "sentences") -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        transform: SampleQueries,
+        sentences_key: str = "sentences",
+        modality_key: str = "modality",
+    ) -> None:
         super().__init__(keys)
-        self.transform, self.sentences_key = transform, sentences_key
+        self.transform, self.sentences_key, self.modality_key = transform, sentences_key, modality_key
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> SampleQueriesd:
         """Seed the array transform as well."""
@@ -105,8 +115,9 @@ class SampleQueriesd(Randomizable, MapTransform):
         """Return a copy of ``data`` with masks and queries."""
         d = dict(data)
         sentences = {int(value): words for value, words in d.pop(self.sentences_key).items()}
+        modality = d.pop(self.modality_key, None)
         for key in self.key_iterator(d):
-            sampled = self.transform(d[key], sentences)
+            sampled = self.transform(d[key], sentences, modality)
             d[key] = sampled.pop("masks")
             d.update(sampled)
         return d

@@ -1,4 +1,12 @@
-"""Turn the words of a request into targets and their query vectors."""
+"""Turn the words of a request into targets and their query vectors.
+
+A target's vector is that of its canonical sentence, which the bank holds, or (``query_text: "prompt"``) that of the
+user's own sentence, for networks that were trained on free sentences. The own sentence is used where it stands for
+that target alone and no spelling had to be corrected: the whole text if it asks for one target ("spleen seen on this
+CT"), else the target's words in it ("spleen" out of "spleen, IVC and both kidneys"; a kidney is asked for by its
+canonical sentence, as "both kidneys" would give the two the same vector). Sentences that the bank does not hold need
+a text encoder.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +19,15 @@ from monai.transforms import Transform
 
 from scripts.errors import InputError
 from scripts.request import Request, as_texts, encode_request, make_request
+from scripts.text.concepts import normalise_sentence
 
 if TYPE_CHECKING:
     from scripts.text import EmbeddingBank, PromptParser, Target
 
 logger = logging.getLogger(__name__)
+
+QUERY_TEXTS = ("canonical", "prompt")
+EXACT_MATCHES = ("name", "synonym")
 
 
 class EncodePrompts(Transform):
@@ -27,6 +39,10 @@ class EncodePrompts(Transform):
         modality: the study's modality where the words name none.
         trained: names of the structures the weights know; None for any.
         allow_untrained: ask the network for others too: it will answer, meaninglessly.
+        query_text: which words are embedded: ``canonical`` (the target's name) or ``prompt`` (the user's own).
+
+    Raises:
+        ValueError: ``InputError`` for another ``query_text``.
     """
 
     def __init__(
@@ -36,12 +52,16 @@ class EncodePrompts(Transform):
         modality: str | None = None,
         trained: Sequence[str] | None = None,
         allow_untrained: bool = False,
+        query_text: str = "canonical",
     ) -> None:
+        if query_text not in QUERY_TEXTS:
+            raise InputError(f"query_text is one of {', '.join(QUERY_TEXTS)}, got {query_text!r}")
         self.parser = parser
         self.bank = bank
         self.modality = modality
         self.trained = None if trained is None else tuple(trained)
         self.allow_untrained = allow_untrained
+        self.query_text = query_text
 
     def parse(self, prompts: str | Sequence[str], modality: str | None = None) -> Request:
         """Understand the words without embedding them: quick enough to run before anything else.
@@ -55,7 +75,7 @@ class EncodePrompts(Transform):
                 ``UnknownPromptError``, with suggestions, for text that is not understood.
         """
         texts = as_texts(prompts)
-        return make_request(texts, self._targets(texts, modality))
+        return make_request(texts, *self._targets(texts, modality))
 
     def __call__(self, prompts: str | Sequence[str], modality: str | None = None) -> tuple[Request, torch.Tensor]:
         """Understand the words and look up their vectors.
@@ -67,26 +87,51 @@ class EncodePrompts(Transform):
             ValueError: see ``parse``; also where the bank lacks a vector.
         """
         texts = as_texts(prompts)
-        targets = self._targets(texts, modality)
+        targets, sentences = self._targets(texts, modality)
         try:
-            return make_request(texts, targets), self.bank.lookup(targets)
+            request = make_request(texts, targets, sentences)
+            return request, self.bank.lookup(sentences, request.modality)
         except ValueError as e:
             raise InputError(str(e)) from e
 
-    def _targets(self, texts: Sequence[str], modality: str | None) -> list[Target]:
-        found: dict[str, Target] = {}
+    def mirrored(self, request: Request) -> torch.Tensor:
+        """Queries ``[N, L]`` of the targets' other sides, for mirrored images; a target without one keeps its own."""
+        terminology = self.parser.terminology
+        sentences = []
+        for asked in request.targets:
+            other = terminology.other_side(terminology.target(asked.name, asked.modality, asked.kind))
+            sentences.append(asked.sentence if other is None else other.sentence)
+        return self.bank.lookup(sentences, request.modality)
+
+    def _targets(self, texts: Sequence[str], modality: str | None) -> tuple[list[Target], list[str]]:
+        """Targets in the order first asked, and the sentence to embed for each."""
+        found: dict[str, tuple[Target, str]] = {}
         for text in texts:
-            for target in self.parser.parse(text, modality or self.modality):
-                found.setdefault(target.key, target)
+            targets = self.parser.parse(text, modality or self.modality)
+            for target in targets:
+                if target.key not in found:
+                    found[target.key] = target, self._sentence(target, text if len(targets) == 1 else target.matched)
         if self.trained is not None and not self.allow_untrained:
             known = {name.lower() for name in self.trained}
-            foreign = [target.name for target in found.values() if target.name.lower() not in known]
+            foreign = [target.name for target, _ in found.values() if target.name.lower() not in known]
             if foreign:
                 raise InputError(
                     f"these weights were not trained for {', '.join(foreign)}; they know: {', '.join(self.trained)} "
                     "(allow_untrained true asks them all the same)"
                 )
-        return list(found.values())
+        return [target for target, _ in found.values()], [sentence for _, sentence in found.values()]
+
+    def _sentence(self, target: Target, own: str) -> str:
+        """What to embed for a target: the user's ``own`` words where they may be used, else the canonical sentence."""
+        if self.query_text == "canonical" or target.how not in EXACT_MATCHES:
+            return target.sentence
+        return normalise_sentence(own) if self._means_only(own, target) else target.sentence
+
+    def _means_only(self, words: str, target: Target) -> bool:
+        try:
+            return self.parser.parse(words, target.modality) == [target]
+        except ValueError:  # a part of a sentence need not make sense alone
+            return False
 
 
 class EncodePromptsd(Transform):
@@ -101,10 +146,13 @@ class EncodePromptsd(Transform):
         modality: see ``EncodePrompts``.
         trained: see ``EncodePrompts``.
         allow_untrained: see ``EncodePrompts``.
+        query_text: see ``EncodePrompts``.
+        mirror: also add the queries of the targets' other sides, for ``MirrorInferer``.
         text_key: entry with the words.
         modality_key: entry with the study's modality.
         request_key: where the encoded ``Request`` goes.
         queries_key: where the vectors go.
+        mirrored_key: where those of the other sides go.
     """
 
     def __init__(
@@ -114,27 +162,37 @@ class EncodePromptsd(Transform):
         modality: str | None = None,
         trained: Sequence[str] | None = None,
         allow_untrained: bool = False,
+        query_text: str = "canonical",
+        mirror: bool = False,
         text_key: str = "text",
         modality_key: str = "modality",
         request_key: str = "request",
         queries_key: str = "queries",
+        mirrored_key: str = "mirrored_queries",
     ) -> None:
-        self.transform = EncodePrompts(parser, bank, modality, trained, allow_untrained)
+        self.transform = EncodePrompts(parser, bank, modality, trained, allow_untrained, query_text)
         self.text_key = text_key
         self.modality_key = modality_key
         self.request_key = request_key
         self.queries_key = queries_key
+        self.mirrored_key = mirrored_key
+        self.mirror = mirror
 
     def check(self, cases: Sequence[Mapping[str, Any]]) -> list[Request]:
-        """Understand the words of many cases and log how, before any image is read.
+        """Understand the words of many cases, log how, and make sure of their vectors, before any image is read.
 
         Raises:
-            ValueError: see ``EncodePrompts.parse``.
+            ValueError: see ``EncodePrompts``.
         """
-        requests = [self.transform.parse(case[self.text_key], case.get(self.modality_key)) for case in cases]
-        for request in requests:
+        requests = []
+        for case in cases:
+            request, _ = self.transform(case[self.text_key], case.get(self.modality_key))
             for target in request.targets:
-                logger.info("understood '%s' as %s (%s, %s)", target.matched, target.name, target.modality, target.how)
+                logger.info(
+                    "understood '%s' as %s (%s, %s), asked for as '%s'",
+                    target.matched, target.name, target.modality, target.how, target.sentence,
+                )  # fmt: skip
+            requests.append(request)
         return requests
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -142,4 +200,6 @@ class EncodePromptsd(Transform):
         d = dict(data)
         request, queries = self.transform(d.pop(self.text_key), d.pop(self.modality_key, None))
         d[self.request_key], d[self.queries_key] = encode_request(request), queries
+        if self.mirror:
+            d[self.mirrored_key] = self.transform.mirrored(request)
         return d
