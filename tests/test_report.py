@@ -1,24 +1,25 @@
-"""Measurements and the report."""
+"""The report, and the request it begins with."""
 
 from __future__ import annotations
 
 import json
 
-import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from monai.data import MetaTensor
 
 from scripts.errors import InputError
-from scripts.report import build_report, describe_image, format_table, measure
+from scripts.measurement import measure
+from scripts.report import ReportStructuresd, build_report, describe_image, format_table
 from scripts.request import Request, RequestedTarget, as_flag, as_texts, decode_request, encode_request
+from scripts.transforms.postprocess import LabelInstancesd
 
 AFFINE = np.array([[0, -2.0, 0, 5], [1.5, 0, 0, -3], [0, 0, 4, 10], [0, 0, 0, 1]])
 
 
-def target(name: str, label: int) -> RequestedTarget:
-    return RequestedTarget(
-        name, label, "MRI", "anatomy", f"MRI_{name}", name.lower(), "synonym", 0.9, (10, 20, 30), None
-    )
+def target(name: str, label: int, kind: str = "anatomy") -> RequestedTarget:
+    return RequestedTarget(name, label, "MRI", kind, f"MRI_{name}", name.lower(), "synonym", 0.9, (10, 20, 30), None)
 
 
 @pytest.fixture
@@ -30,37 +31,6 @@ def volume() -> tuple[np.ndarray, np.ndarray]:
     probability = np.where(labels == 4, 0.75, 0.5).astype(np.float16)
     probability[6, 6, 4] = 1
     return labels, probability
-
-
-def test_measurements_against_plain_numpy(volume: tuple[np.ndarray, np.ndarray]) -> None:
-    labels, probability = volume
-    found = measure(labels, probability, AFFINE, [4, 250, 9])
-    inside = np.argwhere(labels == 4)
-    assert found[4].voxels == 13
-    assert found[4].volume_ml == pytest.approx(13 * 12 / 1000)
-    assert found[4].mean_probability == pytest.approx(probability[labels == 4].astype(float).mean(), abs=1e-4)
-    assert found[4].centroid_mm == pytest.approx(nib.affines.apply_affine(AFFINE, inside).mean(axis=0), abs=0.01)
-    assert found[4].bounding_box == {"first": [2, 3, 1], "last": [6, 6, 4]}
-    assert found[4].touches_border is False
-    assert found[250].touches_border is True
-    assert found[250].voxels == 2
-
-
-def test_absent_structure_has_no_numbers(volume: tuple[np.ndarray, np.ndarray]) -> None:
-    """0 ml would read as a measurement: null says that nothing was found, also above every label present."""
-    for absent in (9, 300):
-        assert set(vars(measure(*volume, AFFINE, [absent])[absent]).values()) == {None}
-
-
-def test_empty_label_map() -> None:
-    labels = np.zeros((3, 3, 3), np.uint8)
-    assert measure(labels, labels.astype(float), np.eye(4), [1])[1].voxels is None
-
-
-def test_border_is_the_last_voxel_too() -> None:
-    labels = np.zeros((3, 4, 5), np.uint8)
-    labels[1, 1, 4] = 1
-    assert measure(labels, labels.astype(float), np.eye(4), [1])[1].touches_border is True
 
 
 def test_report_is_valid_json_in_the_order_asked(volume: tuple[np.ndarray, np.ndarray]) -> None:
@@ -92,6 +62,64 @@ def test_report_is_valid_json_in_the_order_asked(volume: tuple[np.ndarray, np.nd
     table = format_table(report).splitlines()
     assert "not found" in table[1]
     assert "0.16" in table[2]
+
+
+@pytest.fixture
+def case(volume: tuple[np.ndarray, np.ndarray]) -> dict:
+    """Two lesions of one target, an anatomy, and a lesion target that was not found."""
+    labels, probability = (torch.from_numpy(part)[None] for part in volume)
+    request = Request(
+        ("words",), "MRI", (target("Organ", 250), target("Lesion", 4, "lesion"), target("Absent", 5, "lesion"))
+    )
+    meta = {"filename_or_obj": "head.nii.gz", "original_affine": AFFINE, "spatial_shape": np.array([10, 8, 6])}
+    return {
+        "label_map": labels,
+        "probability": probability,
+        "image": MetaTensor(torch.zeros(1, 2, 2, 2), meta=meta),
+        "request": encode_request(request),
+    }
+
+
+def test_lesions_stand_under_their_target(case: dict) -> None:
+    report = ReportStructuresd({"name": "x", "version": "1"})(LabelInstancesd("label_map")(case))["report"]
+    organ, lesion, absent = report["structures"]
+    assert organ["instances"] is None
+    assert organ["instance_count"] is None
+    assert absent["instances"] == []
+    assert absent["instance_count"] == 0
+    assert absent["voxels"] is None
+    assert lesion["instance_count"] == 2
+    assert [row["id"] for row in lesion["instances"]] == [1, 2]
+    assert [row["voxels"] for row in lesion["instances"]] == [12, 1]
+    assert sum(row["volume_ml"] for row in lesion["instances"]) == pytest.approx(lesion["volume_ml"])
+    assert lesion["instances"][1]["longest_diameter_mm"] == 4  # one voxel of 1.5 x 2 x 4 mm
+    assert lesion["instances"][1]["mean_probability"] == 1
+    assert "2 found, longest diameter" in format_table(report).splitlines()[2]
+    json.dumps(report, allow_nan=False)
+
+
+def test_lesions_that_were_not_looked_for(case: dict) -> None:
+    report = ReportStructuresd({"name": "x", "version": "1"})(case)["report"]
+    assert [row["instances"] for row in report["structures"]] == [None] * 3
+    assert "found, longest" not in format_table(report)
+
+
+def test_disagreement_is_the_mean_over_the_structure(case: dict) -> None:
+    report = ReportStructuresd({"name": "x", "version": "1"})
+    assert [row["disagreement"] for row in report(case)["report"]["structures"]] == [None] * 3
+    difference = torch.zeros(1, 10, 8, 6, dtype=torch.float16)
+    difference[case["label_map"] == 4] = 0.25
+    difference[0, 6, 6, 4] = 0.875
+    rows = report(case | {"disagreement": difference})["report"]["structures"]
+    assert [row["disagreement"] for row in rows] == [0, pytest.approx((12 * 0.25 + 0.875) / 13, abs=1e-4), None]
+
+
+def test_the_same_case_gives_the_same_bytes(case: dict) -> None:
+    runs = [
+        json.dumps(ReportStructuresd({"name": "x", "version": "1"})(LabelInstancesd("label_map")(case))["report"])
+        for _ in range(2)
+    ]
+    assert runs[0] == runs[1]
 
 
 def test_request_survives_as_text() -> None:

@@ -1,85 +1,37 @@
-"""Measure the structures of a label map and say what was understood: the content of the JSON report."""
+"""Say what was understood and what was measured: the content of the JSON report."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cc3d
 import nibabel as nib
 import numpy as np
 import torch
 from monai.transforms import Transform
 from monai.utils import ImageMetaKey, MetaKeys
 
+from scripts.measurement import Measurement, measure
 from scripts.request import Request, RequestedTarget, decode_request
 
-MM3_PER_ML = 1000.0
 CONVENTIONS = {
     "world": "RAS millimetres: x to the patient's right, y to the front, z upwards grow positive",
     "bounding_box": "first and last voxel index on each axis of the image as stored, both inclusive",
     "mean_probability": "mean probability of the structure's voxels on the image's grid",
+    "disagreement": "mean difference of repeated predictions over the structure's voxels; null if not measured",
+    "instances": "single lesions, largest first, id: value in the instance map; null if not looked for",
+    "longest_diameter_mm": "greatest distance between two points of the surface, between centres of voxel faces",
     "null": "the structure was not found",
 }
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """Size and place of one structure; every value None where it has no voxels."""
-
-    voxels: int | None = None
-    volume_ml: float | None = None
-    mean_probability: float | None = None
-    centroid_mm: tuple[float, ...] | None = None
-    bounding_box: dict[str, list[int]] | None = None
-    touches_border: bool | None = None
-
-
-def measure(
-    labels: np.ndarray, probability: np.ndarray, affine: np.ndarray, ids: Sequence[int]
-) -> dict[int, Measurement]:
-    """Measure structures in one pass over the volume.
-
-    Args:
-        labels: label map ``[H, W, D]``, integers.
-        probability: probability of each voxel's label, ``[H, W, D]``.
-        affine: 4x4, voxel to RAS world in mm.
-        ids: label values to measure.
-
-    Returns:
-        id -> measurement.
-    """
-    # One more label than any asked for, so that the statistics have an entry for each, found or not.
-    statistics = cc3d.statistics(np.ascontiguousarray(labels.astype(np.uint16, copy=False)), no_slice_conversion=True)
-    counts, boxes, centres = (statistics[key] for key in ("voxel_counts", "bounding_boxes", "centroids"))
-    sums = np.zeros(max(len(counts), max(ids) + 1))
-    for plane, weights in zip(labels, probability, strict=True):  # plane by plane: bincount widens to float64
-        sums += np.bincount(plane.ravel(), weights=weights.ravel().astype(np.float64), minlength=len(sums))
-    ml_per_voxel = abs(np.linalg.det(affine[:3, :3])) / MM3_PER_ML
-    last = np.array(labels.shape) - 1
-    found: dict[int, Measurement] = {}
-    for label in ids:
-        count = int(counts[label]) if label < len(counts) else 0
-        if not count:
-            found[label] = Measurement()
-            continue
-        low, high = np.asarray(boxes[label][0::2], dtype=int), np.asarray(boxes[label][1::2], dtype=int)
-        centre = nib.affines.apply_affine(affine, centres[label])
-        found[label] = Measurement(
-            voxels=count,
-            volume_ml=round(count * ml_per_voxel, 4),
-            mean_probability=round(float(sums[label] / count), 4),
-            centroid_mm=tuple(round(float(value), 2) for value in centre),
-            bounding_box={"first": low.tolist(), "last": high.tolist()},
-            touches_border=bool((low == 0).any() or (high == last).any()),
-        )
-    return found
-
-
 def build_report(
-    request: Request, found: Mapping[int, Measurement], image: Mapping[str, Any], bundle: Mapping[str, Any]
+    request: Request,
+    found: Mapping[int, Measurement],
+    image: Mapping[str, Any],
+    bundle: Mapping[str, Any],
+    instances: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Assemble the report: no times, no paths, no dates, so that the same input gives the same bytes.
 
@@ -88,6 +40,7 @@ def build_report(
         found: measurements by label value.
         image: facts about the image, see ``describe_image``.
         bundle: name and version of the program.
+        instances: single lesions, see ``InstanceMeasurement.as_row``; None where they were not looked for.
 
     Returns:
         Plain dictionaries, lists, strings and numbers.
@@ -96,7 +49,7 @@ def build_report(
         "bundle": dict(bundle),
         "image": dict(image),
         "request": {"text": list(request.text), "modality": request.modality},
-        "structures": [_entry(target, found[target.id]) for target in request.targets],
+        "structures": [_entry(target, found[target.id], instances) for target in request.targets],
         "conventions": dict(CONVENTIONS),
     }
 
@@ -126,6 +79,8 @@ class ReportStructuresd(Transform):
         image_key: preprocessed image with the metadata of its file.
         request_key: the request.
         report_key: where the report goes.
+        disagreement_key: difference of repeated predictions of each voxel's label, ``[1, H, W, D]``; may be absent.
+        instance_table_key: measurements of the single lesions; may be absent.
     """
 
     def __init__(
@@ -136,6 +91,8 @@ class ReportStructuresd(Transform):
         image_key: str = "image",
         request_key: str = "request",
         report_key: str = "report",
+        disagreement_key: str = "disagreement",
+        instance_table_key: str = "instance_table",
     ) -> None:
         self.bundle = dict(bundle)
         self.label_key = label_key
@@ -143,6 +100,8 @@ class ReportStructuresd(Transform):
         self.image_key = image_key
         self.request_key = request_key
         self.report_key = report_key
+        self.disagreement_key = disagreement_key
+        self.instance_table_key = instance_table_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of ``data`` with the report added."""
@@ -154,8 +113,10 @@ class ReportStructuresd(Transform):
             _volume(d[self.probability_key]),
             np.asarray(meta[MetaKeys.ORIGINAL_AFFINE], dtype=float),
             [target.id for target in request.targets],
+            _volume(d[self.disagreement_key]) if self.disagreement_key in d else None,
         )
-        d[self.report_key] = build_report(request, found, describe_image(meta), self.bundle)
+        instances = d.get(self.instance_table_key)
+        d[self.report_key] = build_report(request, found, describe_image(meta), self.bundle, instances)
         return d
 
 
@@ -168,12 +129,26 @@ def format_table(report: Mapping[str, Any]) -> str:
         if row["voxels"] is None:
             lines.append(f"{row['name']:<{width}}  {'not found':>10}  {'-':>10}")
         else:
-            border = "  touches the border" if row["touches_border"] else ""
-            lines.append(f"{row['name']:<{width}}  {row['volume_ml']:>10.2f}  {row['mean_probability']:>10.2f}{border}")
+            remarks = "  touches the border" if row["touches_border"] else ""
+            if row["instances"]:
+                longest = max(instance["longest_diameter_mm"] for instance in row["instances"])
+                remarks = f"  {row['instance_count']} found, longest diameter {longest:.1f} mm{remarks}"
+            lines.append(
+                f"{row['name']:<{width}}  {row['volume_ml']:>10.2f}  {row['mean_probability']:>10.2f}{remarks}"
+            )
     return "\n".join(lines)
 
 
-def _entry(target: RequestedTarget, found: Measurement) -> dict[str, Any]:
+def _entry(
+    target: RequestedTarget, found: Measurement, instances: Sequence[Mapping[str, Any]] | None
+) -> dict[str, Any]:
+    single = None
+    if instances is not None and target.kind == "lesion":
+        single = [
+            {key: value for key, value in row.items() if key not in ("name", "label")}
+            for row in instances
+            if row["label"] == target.id
+        ]
     return {
         "name": target.name,
         "label": target.id,
@@ -183,12 +158,9 @@ def _entry(target: RequestedTarget, found: Measurement) -> dict[str, Any]:
         "how": target.how,
         "asked_with": target.sentence,
         "score": target.score,
-        "voxels": found.voxels,
-        "volume_ml": found.volume_ml,
-        "mean_probability": found.mean_probability,
-        "centroid_mm": None if found.centroid_mm is None else list(found.centroid_mm),
-        "bounding_box": found.bounding_box,
-        "touches_border": found.touches_border,
+        **found.as_entry(),
+        "instance_count": None if single is None else len(single),
+        "instances": single,
         "color": list(target.color),
     }
 
