@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from scripts.commands.embed import embed
 from scripts.commands.parse import parse
+from scripts.commands.segment import segment
 from scripts.commands.targets import targets
 from scripts.errors import find_user_error
 
@@ -37,13 +38,14 @@ class Commands(TyperGroup):
 
 app = typer.Typer(
     cls=Commands,
-    help="Medal S: see what can be asked for and how a text is understood, embed known sentences.",
+    help="Medal S: segment by text, see what can be asked for and how a text is understood, embed known sentences.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.command()(segment)
 app.command()(targets)
 app.command()(parse)
 app.command()(embed)

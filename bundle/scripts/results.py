@@ -1,4 +1,4 @@
-"""Write a case's label map, masks, report and preview: all of them, or nothing."""
+"""Write a case's label map, masks, maps, report and preview: all of them, or nothing."""
 
 from __future__ import annotations
 
@@ -6,30 +6,33 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from monai.transforms import Transform
 from monai.utils import ImageMetaKey, MetaKeys
 
+from scripts.data.dicom import is_dicom_source, source_slices
+from scripts.data.dicom_seg import Segment, write_dicom_seg
+from scripts.data.label_files import relabel, write_nifti, write_nrrd
+from scripts.data.npz_reader import NPZ_SUFFIX, npz_prompts, write_segs
 from scripts.errors import InputError
 from scripts.preview import draw_preview
-from scripts.request import decode_request
-from scripts.transforms.native_grid import MergeOnGrid, native_shape
+from scripts.request import Request, decode_request
+from scripts.transforms.grid_merger import unpack_mask
 from scripts.transforms.reading import image_name
 
 logger = logging.getLogger(__name__)
-# What places a NIfTI image in space; nothing else of a header (names, dates, remarks) is passed on.
-GEOMETRY_FIELDS = (
-    *("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y"),
-    *("qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"),
-)
-SCANNER_CODE = 1
+# Ending and writer of maps; the formats that hold one label map only have their masks and other maps as NIfTI.
+VOLUMES: Mapping[str, tuple[str, Callable[..., None]]] = {
+    "nifti": (".nii.gz", write_nifti),
+    "nrrd": (".nrrd", write_nrrd),
+    "npz": (".nii.gz", write_nifti),
+    "dicom_seg": (".nii.gz", write_nifti),
+}
 
 
 def prepare_folder(path: str | Path) -> Path:
@@ -50,51 +53,58 @@ def prepare_folder(path: str | Path) -> Path:
     return folder
 
 
-def label_image(labels: np.ndarray, source: str | Path, affine: np.ndarray) -> Any:
-    """A NIfTI image of labels on exactly the grid of the image they belong to.
-
-    A NIfTI source lends its geometry fields bit by bit, with its qform and sform codes; others give their affine.
+def check_format(output_format: str, image: str | Path, output_dir: str | Path) -> None:
+    """Refuse, before any work is done, a format that cannot hold the answer for an image.
 
     Args:
-        labels: ``[H, W, D]`` integers.
-        source: the file that was segmented.
-        affine: its 4x4 matrix, RAS mm.
+        output_format: "nifti", "nrrd", "npz" or "dicom_seg".
+        image: path of the image.
+        output_dir: folder of the results.
+
+    Raises:
+        InputError: an unknown format, DICOM SEG of an image that is no DICOM series, or NPZ of anything but NPZ or
+            where it would overwrite the image.
     """
-    reference: Any = None
-    if str(source).lower().endswith((".nii", ".nii.gz")):
-        reference = nib.load(source)
-    second = isinstance(reference, nib.Nifti2Image)
-    header = nib.Nifti2Header() if second else nib.Nifti1Header()
-    header.set_data_dtype(labels.dtype)
-    header.set_data_shape(labels.shape)
-    if reference is not None:
-        for field in GEOMETRY_FIELDS:
-            header[field] = reference.header[field]
-        header["pixdim"][4:] = 1
-    else:
-        header.set_sform(affine, SCANNER_CODE)
-        header.set_qform(affine, SCANNER_CODE)
-        header.set_xyzt_units("mm")
-    return (nib.Nifti2Image if second else nib.Nifti1Image)(labels, None, header)
+    if output_format not in VOLUMES:
+        raise InputError(f"output_format must be one of {', '.join(VOLUMES)}, got {output_format!r}")
+    source = Path(image)
+    if output_format == "dicom_seg" and not is_dicom_source(source):
+        raise InputError(
+            f"{source.name} is no DICOM series, and a DICOM SEG refers to one: choose another output_format"
+        )
+    if output_format == "npz":
+        if source.suffix.lower() != NPZ_SUFFIX:
+            raise InputError(f"{source.name} is no {NPZ_SUFFIX} file of the challenge: choose another output_format")
+        if source.resolve().parent == Path(output_dir).expanduser().resolve():
+            raise InputError(f"the results would overwrite {source.name}: choose another output_dir")
 
 
 class SaveResultsd(Transform):
-    """Write ``<name>_seg.nii.gz``, ``<name>_seg.json`` and ``<name>_preview.png`` into a folder.
+    """Write ``<name>_seg.*`` (the label map), ``<name>_seg.json`` and ``<name>_preview.png`` into a folder.
 
-    Everything is first written into a hidden folder beside its place and then moved, so that a failure leaves no
-    file. The paths written are added to the case.
+    The name is that of the image, or the case's own. An instance map becomes ``<name>_instances.*``. Everything is
+    first written into a hidden folder beside its place and then moved, so that a failure leaves no file. The paths
+    written are added to the case.
 
     Args:
         output_dir: folder, made if absent.
         save_masks: also write one binary mask for each structure into ``<name>_masks/``; these may overlap.
         save_preview: draw the picture.
-        threshold: probability from which a voxel belongs to a mask.
-        label_key: label map ``[1, H, W, D]``.
-        pred_key: probabilities on the network's grid, for the masks.
+        save_report: write the report.
+        save_disagreement: write the map of the disagreement between predictions, where there is one.
+        output_format: "nifti", "nrrd", "npz" (the challenge: ``segs`` in a file of the image's name) or "dicom_seg".
+        terminology: gives the codes of a DICOM SEG (``by_id(id).codes``); generic ones without it.
+        label_key: label map ``[1, H, W, D]`` on the file's grid.
+        bits_key: every structure's mask on the file's grid, packed as by ``pack_masks``; needed for ``save_masks``.
+        instances_key: instance map ``[1, H, W, D]``.
+        disagreement_key: ``[1, H, W, D]`` in 0..1.
         image_key: preprocessed image with the metadata of its file.
         display_key: grey values to draw, on the grid of the file; the label map alone where absent.
         report_key: the report.
         request_key: the request.
+        name_key: name of the results, where they are not named after the image.
+        npz_labels_key: JSON text, target id -> label value in ``segs``; where absent, the file's prompts are taken to
+            stand for the targets in the order asked.
         files_key: where the paths go.
     """
 
@@ -103,35 +113,60 @@ class SaveResultsd(Transform):
         output_dir: str | Path,
         save_masks: bool = False,
         save_preview: bool = True,
-        threshold: float = 0.5,
+        save_report: bool = True,
+        save_disagreement: bool = False,
+        output_format: str = "nifti",
+        terminology: Any = None,
         label_key: str = "label_map",
-        pred_key: str = "pred",
+        bits_key: str = "mask_bits",
+        instances_key: str = "instances",
+        disagreement_key: str = "disagreement",
         image_key: str = "image",
         display_key: str = "display",
         report_key: str = "report",
         request_key: str = "request",
+        name_key: str = "name",
+        npz_labels_key: str = "npz_labels",
         files_key: str = "files",
     ) -> None:
+        if output_format not in VOLUMES:
+            raise InputError(f"output_format must be one of {', '.join(VOLUMES)}, got {output_format!r}")
         self.output_dir = Path(output_dir)
         self.save_masks = save_masks
         self.save_preview = save_preview
-        self.merge = MergeOnGrid(threshold)
+        self.save_report = save_report
+        self.save_disagreement = save_disagreement
+        self.output_format = output_format
+        self.terminology = terminology
+        self.suffix, self.write_volume = VOLUMES[output_format]
         self.label_key = label_key
-        self.pred_key = pred_key
+        self.bits_key = bits_key
+        self.instances_key = instances_key
+        self.disagreement_key = disagreement_key
         self.image_key = image_key
         self.display_key = display_key
         self.report_key = report_key
         self.request_key = request_key
+        self.name_key = name_key
+        self.npz_labels_key = npz_labels_key
         self.files_key = files_key
+
+    def check(self, cases: Sequence[Mapping[str, Any]]) -> None:
+        """Check folder and format for all cases before any work is done; see ``prepare_folder``, ``check_format``."""
+        prepare_folder(self.output_dir)
+        for case in cases:
+            if isinstance(case.get(self.image_key), (str, Path)):
+                check_format(self.output_format, case[self.image_key], self.output_dir)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write the files and return a copy of ``data`` with their paths, ``{"label_map": ..., ...}``.
 
         Raises:
-            InputError: the folder cannot be written to or is full.
+            InputError: the folder cannot be written to or is full, or the format does not fit the image.
         """
         d = dict(data)
         folder = prepare_folder(self.output_dir)
+        check_format(self.output_format, d[self.image_key].meta[ImageMetaKey.FILENAME_OR_OBJ], folder)
         try:
             with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished_") as scratch:
                 written = self._write(Path(scratch), d)
@@ -145,16 +180,25 @@ class SaveResultsd(Transform):
         return d
 
     def _write(self, folder: Path, d: Mapping[Hashable, Any]) -> dict[str, Path]:
-        image = d[self.image_key]
-        source = image.meta[ImageMetaKey.FILENAME_OR_OBJ]
-        affine = np.asarray(image.meta[MetaKeys.ORIGINAL_AFFINE], dtype=float)
-        name = image_name(source)
-        labels = _array(d[self.label_key])
-        labels = labels.astype(np.uint8 if labels.max(initial=0) <= np.iinfo(np.uint8).max else np.uint16)
-        paths = {"label_map": folder / f"{name}_seg.nii.gz", "report": folder / f"{name}_seg.json"}
-        nib.save(label_image(labels, source, affine), paths["label_map"])
+        meta = d[self.image_key].meta
+        source = meta[ImageMetaKey.FILENAME_OR_OBJ]
+        affine = np.asarray(meta[MetaKeys.ORIGINAL_AFFINE], dtype=float)
+        name = self._name(d)
+        labels = _smallest(_array(d[self.label_key]))
+        paths = self._write_labels(folder, labels, d)
+        volumes = {}
+        if self.instances_key in d and self.output_format != "npz":
+            volumes["instances"] = _smallest(_array(d[self.instances_key]))
+        if self.save_disagreement and self.disagreement_key in d:
+            volumes["disagreement"] = _array(d[self.disagreement_key]).astype(np.float32)
+        for kind, values in volumes.items():
+            paths[kind] = folder / f"{name}_{kind}{self.suffix}"
+            self.write_volume(paths[kind], values, source, affine)
         report = d[self.report_key]
-        paths["report"].write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        if self.save_report:
+            paths["report"] = folder / f"{name}_seg.json"
+            text = json.dumps(report, indent=1, allow_nan=False)
+            paths["report"].write_text(text + "\n", encoding="utf-8")
         if self.save_preview:
             paths["preview"] = folder / f"{name}_preview.png"
             display = _array(d[self.display_key]) if self.display_key in d else np.zeros_like(labels)
@@ -164,19 +208,81 @@ class SaveResultsd(Transform):
             paths.update(self._write_masks(folder / f"{name}_masks", name, d, source, affine))
         return paths
 
+    def _write_labels(self, folder: Path, labels: np.ndarray, d: Mapping[Hashable, Any]) -> dict[str, Path]:
+        """The label map in the format asked for."""
+        meta = d[self.image_key].meta
+        source = meta[ImageMetaKey.FILENAME_OR_OBJ]
+        name = self._name(d)
+        if self.output_format == "npz":
+            path = folder / f"{name}{NPZ_SUFFIX}"
+            write_segs(path, self._challenge_labels(Path(source), labels, d))
+        elif self.output_format == "dicom_seg":
+            path = folder / f"{name}_seg.dcm"
+            segments = [self._segment(target) for target in decode_request(d[self.request_key]).targets]
+            with source_slices(source, meta) as files:
+                if not write_dicom_seg(path, labels, segments, files, d[self.report_key]["bundle"]):
+                    return {}
+        else:
+            path = folder / f"{name}_seg{self.suffix}"
+            self.write_volume(path, labels, source, np.asarray(meta[MetaKeys.ORIGINAL_AFFINE], dtype=float))
+        return {"label_map": path}
+
+    def _name(self, d: Mapping[Hashable, Any]) -> str:
+        name = d.get(self.name_key) or image_name(d[self.image_key].meta[ImageMetaKey.FILENAME_OR_OBJ])
+        if Path(name).name != name:
+            raise InputError(f"the name of a case must be a file name without folders, got {name!r}")
+        return name
+
+    def _segment(self, target: Any) -> Segment:
+        concept = None if self.terminology is None else self.terminology.by_id(target.id)
+        return Segment(target.id, target.name, target.kind, target.color, getattr(concept, "codes", None))
+
+    def _challenge_labels(self, source: Path, labels: np.ndarray, d: Mapping[Hashable, Any]) -> np.ndarray:
+        """The label map with the values that the challenge's file asks for."""
+        try:
+            prompts, wants_instances = npz_prompts(source)
+        except InputError:
+            prompts, wants_instances = {}, False  # the prompts came from elsewhere: labels stay the targets' own
+        if wants_instances and self.instances_key in d:
+            return _array(d[self.instances_key])
+        request = decode_request(d[self.request_key])
+        if self.npz_labels_key in d:
+            values = {int(target): int(value) for target, value in json.loads(d[self.npz_labels_key]).items()}
+        elif prompts:
+            values = _in_order(request, list(prompts), source.name)
+        else:
+            return labels
+        table = np.zeros(max(target.id for target in request.targets) + 1, np.int64)
+        for target, value in values.items():
+            table[target] = value
+        return relabel(labels, table)
+
     def _write_masks(
         self, folder: Path, name: str, d: Mapping[Hashable, Any], source: str, affine: np.ndarray
     ) -> dict[str, Path]:
         folder.mkdir()
-        image: MetaTensor = d[self.image_key]
         paths = {}
         for number, target in enumerate(decode_request(d[self.request_key]).targets):
-            channel = d[self.pred_key][number : number + 1]
-            mask, _ = self.merge(channel, [1], image.affine, torch.as_tensor(affine), native_shape(image))
-            path = folder / f"{name}_{re.sub(r'[^a-z0-9]+', '_', target.name.lower()).strip('_')}.nii.gz"
-            nib.save(label_image(_array(mask), source, affine), path)
+            path = folder / f"{name}_{re.sub(r'[^a-z0-9]+', '_', target.name.lower()).strip('_')}{self.suffix}"
+            mask = unpack_mask(torch.as_tensor(d[self.bits_key]).cpu(), number)
+            self.write_volume(path, mask.numpy().astype(np.uint8), source, affine)
             paths[f"mask of {target.name}"] = path
         return paths
+
+
+def _in_order(request: Request, values: Sequence[int], name: str) -> dict[int, int]:
+    """Target id -> label value, where each prompt stands for one target."""
+    if len(values) != len(request.targets):
+        raise InputError(
+            f"{name}: {len(values)} prompts were understood as {len(request.targets)} targets, which label each gets "
+            "is not known: give npz_labels"
+        )
+    return {target.id: value for target, value in zip(request.targets, values, strict=True)}
+
+
+def _smallest(labels: np.ndarray) -> np.ndarray:
+    """Labels as uint8, or uint16 where they need it."""
+    return labels.astype(np.uint8 if labels.max(initial=0) <= np.iinfo(np.uint8).max else np.uint16)
 
 
 def _array(tensor: Any) -> np.ndarray:

@@ -16,12 +16,14 @@ logger = logging.getLogger(__name__)
 SHOWN_KEYS = 3
 
 
-def load_weights(network: torch.nn.Module, path: str | Path) -> None:
+def load_weights(network: torch.nn.Module, path: str | Path, part: str | None = None) -> None:
     """Load a state dict into a network; nothing but tensors is unpickled.
 
     Args:
         network: filled in place; half-precision weights are widened to its own type.
         path: file with a state dict.
+        part: where one file holds several networks, the prefix of this one's names, such as "coarse" in
+            ``coarse.backbone...``; a file without such names holds this network alone.
 
     Raises:
         InputError: no such file, no state dict, or other keys or shapes (which).
@@ -35,6 +37,8 @@ def load_weights(network: torch.nn.Module, path: str | Path) -> None:
         raise InputError(f"{file.name}: not a file of plain weights ({str(e).splitlines()[0]})") from e
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{file.name}: wanted a state dict (names to tensors), got {type(state).__name__}")
+    if part is not None and any(key.startswith(f"{part}.") for key in state):
+        state = {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
     own = network.state_dict()
     complaints = [
         _complaint("lacks", [key for key in own if key not in state]),
@@ -62,11 +66,13 @@ class WeightsLoader:
     Args:
         network: filled in place.
         path: see ``load_weights``.
+        part: see ``load_weights``.
     """
 
-    def __init__(self, network: torch.nn.Module, path: str | Path) -> None:
+    def __init__(self, network: torch.nn.Module, path: str | Path, part: str | None = None) -> None:
         self.network = network
         self.path = path
+        self.part = part
         self.loaded = False
 
     def attach(self, engine: Engine) -> None:
@@ -76,7 +82,7 @@ class WeightsLoader:
     def __call__(self, _: Engine | None = None) -> None:
         """Load, if not done yet."""
         if not self.loaded:
-            load_weights(self.network, self.path)
+            load_weights(self.network, self.path, self.part)
             self.loaded = True
             logger.info("weights loaded from %s", Path(self.path).name)
 

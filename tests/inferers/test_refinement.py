@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from scripts.inferers import PromptWindowInferer, RefinementInferer
 from scripts.inferers.refinement import random_block_mask
+from scripts.networks import MaskHead, MedalS, PlainUNet, QueryDecoder, TextProjection
 
 QUERIES = torch.zeros(2, 4)
 IMAGE = torch.zeros(1, 1, 12, 8, 10)
@@ -77,7 +78,7 @@ def test_probabilities_can_be_the_prompt() -> None:
         seen.append(prompts)
         return answer.logit().expand(len(image), -1, -1, -1, -1)
 
-    RefinementInferer(iterations=1, threshold=None)(IMAGE, network, QUERIES)
+    RefinementInferer(iterations=1, threshold=None, batch_halves=True)(IMAGE, network, QUERIES)
     assert torch.allclose(seen[1].sum(dim=0, keepdim=True), answer, atol=1e-5)
 
 
@@ -151,7 +152,85 @@ def test_works_inside_the_window_inferer_in_any_batching() -> None:
     assert torch.allclose(outs[0], outs[1], atol=1e-6)
 
 
-@pytest.mark.parametrize("arguments", [{"iterations": -1}, {"repeats": 0}, {"block_size": 0}, {"first_pass": "both"}])
+@pytest.mark.parametrize("halves", [True, False])
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_disagreement_is_the_distance_of_the_two_masked_predictions(halves: bool, repeats: int) -> None:
+    """A network that repeats its prompts says 1 in one half and 0 in the other, wherever the prompt was 1."""
+    prompts = (torch.rand(1, 2, 12, 8, 10) > 0.5).float()
+    refine = RefinementInferer(
+        iterations=0, first_pass="masked", repeats=repeats, batch_halves=halves, return_disagreement=True
+    )
+    _, disagreement = refine(IMAGE, repeat_prompts, QUERIES, prompts)
+    assert torch.allclose(disagreement, prompts, atol=1e-6)
+
+
+def test_without_refinement_nothing_disagrees() -> None:
+    out, disagreement = RefinementInferer(iterations=0, return_disagreement=True)(IMAGE, repeat_prompts, QUERIES, FULL)
+    assert out.shape == FULL.shape
+    assert disagreement is None
+
+
+def test_a_call_may_ask_for_more() -> None:
+    refine = RefinementInferer(iterations=0)
+    assert isinstance(refine(IMAGE, repeat_prompts, QUERIES), torch.Tensor)
+    _, disagreement = refine(IMAGE, repeat_prompts, QUERIES, FULL, iterations=1, return_disagreement=True)
+    assert torch.allclose(disagreement, FULL, atol=1e-6)
+
+
+def small_network() -> MedalS:
+    features = (4, 8, 12)
+    torch.manual_seed(0)
+    return MedalS(
+        PlainUNet(2, features, (1, 2, 2)), QueryDecoder(24, 24, 2, 4, 32), MaskHead(24, 16, 4), TextProjection(4, 24)
+    ).eval()
+
+
+@pytest.mark.parametrize("first_pass", ["plain", "masked"])
+@pytest.mark.parametrize("halves", [True, False])
+@torch.no_grad()
+def test_cached_mode_runs_the_unet_once(first_pass: str, halves: bool) -> None:
+    network, image = small_network(), torch.randn(2, 1, 8, 12, 8)
+    runs = []
+    network.backbone.register_forward_hook(lambda *_: runs.append(1))
+    prompts = (torch.rand(2, 2, 8, 12, 8) > 0.5).float()
+    refine = RefinementInferer(iterations=2, repeats=2, first_pass=first_pass, mode="cached", batch_halves=halves)
+    out = refine(image, network, torch.randn(2, 4), prompts)
+    assert len(runs) == 1
+    assert out.shape == prompts.shape
+
+
+@torch.no_grad()
+def test_cached_mode_is_the_paper_s_formula() -> None:
+    """One masked pass by hand: the U-Net sees an empty foreground, fusion and correlation see the masked prompts."""
+    network, image, queries = small_network(), torch.randn(1, 1, 8, 8, 8), torch.randn(2, 4)
+    prompts = (torch.rand(1, 2, 8, 8, 8) > 0.5).float()
+    kept = random_block_mask((8, 8, 8), 8 // 2, torch.Generator().manual_seed(0))
+    scales, decoded = network.encode(image)
+    adapted = network.decode(scales, queries)
+    first, second = (network.mask_head(decoded[0], adapted, prompts * half).sigmoid() for half in (kept, ~kept))
+    refine = RefinementInferer(iterations=0, first_pass="masked", prompt_block_size=4, mode="cached")
+    out = refine(image, network, queries, prompts)
+    assert torch.allclose(out, torch.where(kept, second, first), atol=1e-6)
+    exact = RefinementInferer(iterations=0, first_pass="masked", prompt_block_size=4)(image, network, queries, prompts)
+    assert (out - exact).abs().max() > 1e-4
+
+
+def test_cached_mode_needs_a_network_with_features() -> None:
+    with pytest.raises(ValueError, match="needs a network with features"):
+        RefinementInferer(mode="cached")(IMAGE, repeat_prompts, QUERIES)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"iterations": -1},
+        {"repeats": 0},
+        {"block_size": 0},
+        {"first_pass": "both"},
+        {"mode": "fast"},
+        {"batch_halves": "sometimes"},
+    ],
+)
 def test_meaningless_settings_are_refused(arguments: dict) -> None:
     with pytest.raises(ValueError, match=r"wanted|must be"):
         RefinementInferer(**arguments)

@@ -9,6 +9,7 @@ from pathlib import Path
 import itk
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 
 from scripts.errors import InputError
@@ -180,3 +181,14 @@ def test_names_lose_their_image_suffix_only() -> None:
     assert image_name("/a/head.T1.nii.gz") == "head.T1"
     assert image_name("head.MHA") == "head"
     assert image_name("c.nrrd") == "c"
+
+
+def test_a_volume_larger_than_memory_is_refused_before_it_is_read(tmp_path: Path, monkeypatch) -> None:
+    image = nib.Nifti1Image(np.zeros((64, 64, 64), np.uint8), np.eye(4))
+    path = tmp_path / "large.nii.gz"
+    nib.save(image, path)
+    path.write_bytes(path.read_bytes()[:400])  # the header alone: reading voxels would complain about that
+    memory = psutil.virtual_memory()._replace(available=2**20)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    with pytest.raises(InputError, match=r"large.nii.gz: a volume of 64 x 64 x 64 voxels needs about 0.0 GiB"):
+        LoadVolume()(path)

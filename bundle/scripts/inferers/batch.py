@@ -10,20 +10,29 @@ from monai.engines import PrepareBatch
 
 
 class PrepareRequest(PrepareBatch):
-    """Pick what the prompt inferer needs from a batch and move it to the device.
+    """Pick what ``TwoStageInferer`` needs from a batch; the image goes to the device window by window.
 
     MONAI's ``PrepareBatchExtraInput`` demands every key; prompts are absent in text-only requests.
 
     Args:
         image_key: ``[B, 1, H, W, D]``.
         queries_key: ``[B, N, L]``.
-        prompts_key: ``[B, N, H, W, D]``, optional.
+        request_key: the encoded requests.
+        prompts_key: packed masks, optional.
+        mirrored_key: queries of the other sides, optional.
     """
 
-    def __init__(self, image_key: str = "image", queries_key: str = "queries", prompts_key: str = "prompts") -> None:
+    def __init__(
+        self,
+        image_key: str = "image",
+        queries_key: str = "queries",
+        request_key: str = "request",
+        prompts_key: str = "prompts",
+        mirrored_key: str = "mirrored_queries",
+    ) -> None:
         self.image_key = image_key
-        self.queries_key = queries_key
-        self.prompts_key = prompts_key
+        self.moved = {"queries": queries_key, "mirrored_queries": mirrored_key}
+        self.kept = {"request": request_key, "prompts": prompts_key}
 
     def __call__(
         self,
@@ -31,11 +40,10 @@ class PrepareRequest(PrepareBatch):
         device: str | torch.device | None = None,
         non_blocking: bool = False,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, None, tuple, dict[str, torch.Tensor | None]]:
+    ) -> tuple[torch.Tensor, None, tuple, dict[str, Any]]:
         """Image, no label, no positional and the keyword arguments of the inferer."""
-
-        def get(key: str) -> torch.Tensor:
-            return batchdata[key].to(device=device, non_blocking=non_blocking, **kwargs)
-
-        prompts = get(self.prompts_key) if self.prompts_key in batchdata else None
-        return get(self.image_key), None, (), {"queries": get(self.queries_key), "prompts": prompts}
+        options = {name: batchdata[key] for name, key in self.kept.items() if key in batchdata}
+        for name, key in self.moved.items():
+            if key in batchdata:
+                options[name] = batchdata[key].to(device=device, non_blocking=non_blocking, **kwargs)
+        return batchdata[self.image_key], None, (), options

@@ -1,12 +1,13 @@
 """The Medal S network and the parts that the JSON configs assemble it from."""
 
 from scripts.networks.mask_head import MaskEmbedding, MaskHead
-from scripts.networks.medal_s import MedalS
+from scripts.networks.medal_s import Features, MedalS
 from scripts.networks.query_decoder import QueryDecoder, sinusoidal_position_code
 from scripts.networks.text_projection import TextProjection
 from scripts.networks.unet import PlainUNet
 
 __all__ = [
+    "Features",
     "MaskEmbedding",
     "MaskHead",
     "MedalS",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from scripts.networks.unet import conv_block
@@ -57,6 +60,15 @@ class MaskHead(nn.Module):
         """
         spread = torch.bmm(embedding.transpose(1, 2), prompts.to(embedding.dtype).flatten(2))
         return self.fusion(torch.cat([features, spread.unflatten(2, features.shape[2:]).to(features.dtype)], dim=1))
+
+    def fuse_empty(self, features: torch.Tensor) -> torch.Tensor:
+        """What ``fuse`` gives for all-zero prompts, whatever the queries are: F_a = T^T 0 = 0.
+
+        The convolution leaves out the channels that are zero, at half the cost: adding zeros changes no sum.
+        """
+        convolution = cast(nn.Conv3d, self.fusion.conv)
+        own = convolution.weight[:, : features.shape[1]]
+        return cast(nn.Module, self.fusion.adn)(F.conv3d(features, own, convolution.bias, padding=convolution.padding))
 
     def forward(self, features: torch.Tensor, queries: torch.Tensor, prompts: torch.Tensor | None) -> torch.Tensor:
         """Logits of decoded queries.

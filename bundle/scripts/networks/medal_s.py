@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -12,6 +13,21 @@ from scripts.networks.query_decoder import QueryDecoder
 from scripts.networks.unet import PlainUNet
 
 PUBLISHED_LEVEL_HIDDEN = (256, 384, 512)
+
+
+class Features(NamedTuple):
+    """What the network knows of an image before any question: nothing in it depends on queries or prompts.
+
+    Attributes:
+        tokens: the query decoder's image tokens, ``[B, h * w * d, dim]``.
+        fused: full-resolution features after fusion with an empty prompt, F_r, ``[B, C, H, W, D]``.
+        plain: full-resolution features before the fusion, F, ``[B, C, H, W, D]``; None where nobody will give
+            prompts.
+    """
+
+    tokens: torch.Tensor
+    fused: torch.Tensor
+    plain: torch.Tensor | None = None
 
 
 class MedalS(nn.Module):
@@ -74,9 +90,47 @@ class MedalS(nn.Module):
 
     def decode(self, scales: Sequence[torch.Tensor], queries: torch.Tensor) -> torch.Tensor:
         """Queries ``[B, N, L]`` or ``[N, L]`` adapted to the image: ``[B, N, dim]``."""
-        batch = scales[-1].shape[0]
-        queries = queries.expand(batch, -1, -1) if queries.ndim == 3 else queries.unsqueeze(0).expand(batch, -1, -1)
-        return self.query_decoder(scales, self.text_projection(queries))
+        return self.query_decoder(scales, self.text_projection(_per_image(queries, scales[-1].shape[0])))
+
+    def features(self, image: torch.Tensor, with_plain: bool = False) -> Features:
+        """The part of a text-only pass that depends on no query: nearly all of its cost.
+
+        ``answer(features(image), queries)`` equals ``forward(image, queries, zeros)``, because an empty prompt
+        spreads to zeros for any query. So many questions about one image can share it.
+
+        Args:
+            image: ``[B, 1, H, W, D]``.
+            with_plain: keep what ``answer`` needs to take prompts, at the cost of twice the memory.
+        """
+        scales, decoded = self.encode(image)
+        fused = self.mask_head.fuse_empty(decoded[0])
+        return Features(self.query_decoder.tokens(scales), fused, decoded[0] if with_plain else None)
+
+    def answer(
+        self, features: Features | Sequence[torch.Tensor], queries: torch.Tensor, prompts: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Segment every query from features computed before.
+
+        Args:
+            features: of ``features``, or its tensors in the same order.
+            queries: ``[B, N, L]`` or ``[N, L]``.
+            prompts: S_p, ``[B, N, H, W, D]``: only fusion and correlation see them, the U-Net did not (the paper's
+                reuse of features, an approximation of ``forward``); None is an empty prompt, which is exact.
+
+        Returns:
+            Logits ``[B, N, H, W, D]``.
+
+        Raises:
+            ValueError: prompts for features that were made without ``with_plain``.
+        """
+        tokens, fused, plain = Features(*features)
+        grid = [side // self.divisor for side in fused.shape[2:]]
+        adapted = self.query_decoder.read(tokens, grid, self.text_projection(_per_image(queries, len(tokens))))
+        if prompts is None:
+            return self.mask_head(fused, adapted, None)
+        if plain is None:
+            raise ValueError("network: these features take no prompts, make them with features(image, with_plain=True)")
+        return self.mask_head(plain, adapted, prompts)
 
     def forward(
         self,
@@ -108,3 +162,8 @@ class MedalS(nn.Module):
             return logits
         coarser = zip(self.level_embeddings, decoded[1:], strict=False)
         return [logits, *(correlate(embed(adapted), features) for embed, features in coarser)]
+
+
+def _per_image(queries: torch.Tensor, batch: int) -> torch.Tensor:
+    """Queries ``[N, L]`` or ``[B, N, L]`` as ``[B, N, L]``."""
+    return (queries if queries.ndim == 3 else queries.unsqueeze(0)).expand(batch, -1, -1)

@@ -110,9 +110,20 @@ class QueryDecoder(nn.Module):
         Returns:
             ``[B, N, dim]``.
         """
-        tokens = self.tokens(scales)
-        code = sinusoidal_position_code(scales[-1].shape[2:], self.dim, device=tokens.device, dtype=tokens.dtype)
-        keys = tokens + code
+        return self.read(self.tokens(scales), scales[-1].shape[2:], queries)
+
+    def read(self, tokens: torch.Tensor, grid: Sequence[int], queries: torch.Tensor) -> torch.Tensor:
+        """Adapt queries to image tokens that were made before.
+
+        Args:
+            tokens: ``[B, h * w * d, dim]`` from ``tokens``.
+            grid: (h, w, d), cells of the coarsest scale.
+            queries: ``[B, N, dim]`` text embeddings.
+
+        Returns:
+            ``[B, N, dim]``.
+        """
+        keys = tokens + sinusoidal_position_code(grid, self.dim, device=tokens.device, dtype=tokens.dtype)
         for layer in self.layers:
             queries = layer(queries, keys, tokens)
         return self.norm(queries)

@@ -1,4 +1,4 @@
-"""Turn a user's masks into spatial prompts, one channel per target, on the network's grid."""
+"""Turn a user's masks into spatial prompts, one bit per target, on the image's own grid."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import ResampleToMatch, Transform
+from monai.transforms import Transform
 from monai.utils import MetaKeys, convert_to_tensor
 
 from scripts.errors import InputError
 from scripts.request import Request, decode_request
-from scripts.transforms.native_grid import native_shape
+from scripts.transforms.grid_merger import native_shape, pack_masks
 from scripts.transforms.reading import LoadVolume
+from scripts.transforms.resampling import resample_like
 
 logger = logging.getLogger(__name__)
 CORNER_TOLERANCE = 0.05
@@ -57,7 +58,7 @@ class LoadPromptMasksd(Transform):
 
     Args:
         parser: understands the names in the table.
-        image_key: preprocessed image, on the network's grid.
+        image_key: preprocessed image at its own resolution, its axes perhaps turned since it was read.
         mask_key: path or paths.
         names_key: table label value -> name, a dictionary or the path of a JSON file; optional.
         prompts_key: where the prompts go.
@@ -75,7 +76,6 @@ class LoadPromptMasksd(Transform):
     ) -> None:
         self.parser = parser
         self.load = LoadVolume()
-        self.resample = ResampleToMatch(mode="nearest", padding_mode="zeros")
         self.image_key = image_key
         self.mask_key = mask_key
         self.names_key = names_key
@@ -83,7 +83,7 @@ class LoadPromptMasksd(Transform):
         self.request_key = request_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return a copy of ``data`` with prompts ``[N, h, w, d]`` float32 in {0, 1} in place of the masks.
+        """Return a copy of ``data`` with packed prompts ``[ceil(N / 8), H, W, D]`` (``pack_masks``) for the masks.
 
         Raises:
             InputError: a mask on another grid, empty, or not assignable to the targets.
@@ -93,30 +93,31 @@ class LoadPromptMasksd(Transform):
         if not paths:
             return d
         request, image = decode_request(d[self.request_key]), d[self.image_key]
-        several = not isinstance(paths, (str, Path))
-        if several and len(paths) != len(request.targets):
-            asked = ", ".join(target.name for target in request.targets)
-            raise InputError(f"{len(paths)} prompt masks for {len(request.targets)} targets ({asked}): give one each")
-        masks = [self._on_image_grid(path, image) for path in (paths if several else [paths])]
-        if several:
-            prompts = torch.cat(masks) > 0
+        if isinstance(paths, (str, Path)):
+            labels = self._on_image_grid(paths, image)
+            masks = [torch.isin(labels, torch.tensor(v, dtype=torch.float32)) for v in self._values(request, names)]
         else:
-            values = self._values(request, names)
-            prompts = torch.stack([torch.isin(masks[0][0], torch.tensor(v, dtype=torch.float32)) for v in values])
-        empty = [t.name for t, filled in zip(request.targets, prompts.flatten(1).any(dim=1), strict=True) if not filled]
+            if len(paths) != len(request.targets):
+                asked = ", ".join(target.name for target in request.targets)
+                raise InputError(
+                    f"{len(paths)} prompt masks for {len(request.targets)} targets ({asked}): give one each"
+                )
+            masks = [self._on_image_grid(path, image) > 0 for path in paths]
+        empty = [target.name for target, mask in zip(request.targets, masks, strict=True) if not mask.any()]
         if len(empty) == len(request.targets):
             raise InputError(f"the prompt mask holds none of the structures asked for: {', '.join(empty)}")
         if empty:
             logger.info("no prompt for %s: found by text alone", ", ".join(empty))
-        d[self.prompts_key] = MetaTensor(prompts.float(), affine=image.affine)
+        d[self.prompts_key] = MetaTensor(pack_masks(masks), affine=image.affine)
         return d
 
     def _on_image_grid(self, path: str | Path, image: MetaTensor) -> torch.Tensor:
+        """The values of one mask ``[H, W, D]`` on the image's grid."""
         mask = self.load(path)
         check_same_grid(mask, image, Path(path).name)
         if not torch.isfinite(mask).all() or (mask != mask.round()).any():
             raise InputError(f"prompt mask {Path(path).name} holds values that are no whole numbers: it is not a mask")
-        return convert_to_tensor(self.resample(mask, image), track_meta=False)
+        return convert_to_tensor(resample_like(mask, image), track_meta=False)[0]
 
     def _values(self, request: Request, names: Any) -> list[list[float]]:
         """Label values that stand for each target."""

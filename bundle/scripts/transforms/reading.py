@@ -8,6 +8,8 @@ would put a mask in the wrong place without a word.
 from __future__ import annotations
 
 import contextlib
+import logging
+import warnings
 import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,65 +24,26 @@ from monai.data.image_reader import ImageReader
 from monai.transforms import LoadImage, MapTransform, Transform
 from monai.utils import MetaKeys
 
+from scripts.data.dicom import ZIP_SUFFIX, DicomReader
+from scripts.data.npz_reader import NPZ_SUFFIX, NpzReader
+from scripts.data.volume_checks import SPATIAL_RANK, check_geometry, check_shape
 from scripts.errors import InputError
 
 NIBABEL_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 FLAT_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-SPATIAL_RANK = 3
 UNREADABLE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, zlib.error)
 
 
 def image_name(path: str | Path) -> str:
-    """File name without its image suffix: ``/data/head.nii.gz`` -> ``head``."""
+    """File name without its image suffix, folder name as it is: ``/data/head.nii.gz`` -> ``head``."""
     name = Path(path).name
-    for suffix in (*NIBABEL_SUFFIXES, *ITK_SUFFIXES):
+    if Path(path).is_dir():
+        return name or Path(path).resolve().name
+    for suffix in (*NIBABEL_SUFFIXES, *ITK_SUFFIXES, NPZ_SUFFIX, ZIP_SUFFIX):
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return Path(name).stem
-
-
-def check_geometry(name: str, spacing: Sequence[float], affine: np.ndarray | None = None) -> None:
-    """Refuse voxel sizes that are not positive numbers and affines that flatten space.
-
-    Args:
-        name: file name for the message.
-        spacing: voxel size along each array axis, mm, as stored.
-        affine: 4x4 voxel to world matrix, where already known.
-
-    Raises:
-        InputError: naming the value found.
-    """
-    sizes = [float(value) for value in spacing]
-    if not all(np.isfinite(sizes)) or min(sizes) <= 0:
-        raise InputError(f"{name}: voxel size {sizes} mm in the header, wanted positive numbers: correct the header")
-    if affine is None:
-        return
-    if not np.isfinite(affine).all():
-        raise InputError(f"{name}: the header's orientation matrix holds NaN or infinite numbers: correct the header")
-    # Relative to the voxel volume, so that micrometre images are not mistaken for flat ones.
-    columns = np.linalg.norm(affine[:3, :3], axis=0)
-    if min(columns) <= 0 or abs(np.linalg.det(affine[:3, :3] / columns)) < 1e-4:
-        raise InputError(f"{name}: the header's orientation matrix is singular (two axes coincide): correct the header")
-
-
-def check_shape(name: str, shape: Sequence[int], components: int = 1) -> None:
-    """Refuse anything but one scalar volume; trailing axes of length 1 are accepted.
-
-    Raises:
-        InputError: for 2-D, several volumes, several components or an empty axis.
-    """
-    if components > 1:
-        raise InputError(f"{name}: {components} values per voxel (a colour or vector image), wanted one grey value")
-    if len(shape) < SPATIAL_RANK:
-        raise InputError(f"{name}: a {len(shape)}-D image of shape {tuple(shape)}, wanted a 3-D volume")
-    volumes = int(np.prod(shape[SPATIAL_RANK:]))
-    if volumes > 1:
-        raise InputError(
-            f"{name}: a {len(shape)}-D image with {volumes} volumes, shape {tuple(shape)}: extract the one to segment"
-        )
-    if min(shape) < 1:
-        raise InputError(f"{name}: shape {tuple(shape)} has an empty axis")
 
 
 class StrictNibabelReader(NibabelReader):
@@ -177,15 +140,20 @@ class StrictITKReader(ITKReader):
 
 
 class LoadVolume(Transform):
-    """Load one file as ``[1, H, W, D]`` float32 MetaTensor; its world is RAS millimetres.
+    """Load one image as ``[1, H, W, D]`` float32 MetaTensor; its world is RAS millimetres.
+
+    Reads NIfTI and MGH, NRRD and MetaImage, the challenge's NPZ, and a DICOM series in a folder or a zip archive.
 
     Args:
-        readers: tried in order; the first that knows the suffix reads the file.
+        readers: tried in order; the first that knows the kind of file reads it.
+        series: which DICOM series where there are several, counted from 1; for the default readers.
     """
 
-    def __init__(self, readers: Sequence[ImageReader] | None = None) -> None:
-        self.readers = (StrictNibabelReader(), StrictITKReader()) if readers is None else tuple(readers)
-        self.loader = LoadImage(image_only=True, ensure_channel_first=True, dtype=np.float32)
+    def __init__(self, readers: Sequence[ImageReader] | None = None, series: int | None = None) -> None:
+        defaults = (StrictNibabelReader(), StrictITKReader(), NpzReader(), DicomReader(series))
+        self.readers = defaults if readers is None else tuple(readers)
+        with _quiet_monai():
+            self.loader = LoadImage(image_only=True, ensure_channel_first=True, dtype=np.float32)
 
     def __call__(self, path: str | Path) -> MetaTensor:
         """Read ``path``.
@@ -198,14 +166,12 @@ class LoadVolume(Transform):
         file = Path(path).expanduser()
         if not file.exists():
             raise InputError(f"no such file: {path}")
-        if not file.is_file():
-            raise InputError(f"{path} is a folder, wanted an image file such as scan.nii.gz")
-        if file.name.lower().endswith(FLAT_SUFFIXES):
+        if file.is_file() and file.name.lower().endswith(FLAT_SUFFIXES):
             raise InputError(f"{file.name}: a 2-D picture format, wanted a 3-D volume such as .nii.gz")
         reader = next((r for r in self.readers if r.verify_suffix(str(file))), None)
         if reader is None:
-            known = " ".join((*NIBABEL_SUFFIXES, *ITK_SUFFIXES))
-            raise InputError(f"{file.name}: not an image format this reads; known endings: {known}")
+            known = " ".join((*NIBABEL_SUFFIXES, *ITK_SUFFIXES, NPZ_SUFFIX, ZIP_SUFFIX))
+            raise InputError(f"{file.name}: not an image format this reads; known endings: {known}, or a DICOM folder")
         return self.loader(str(file), reader=reader)
 
 
@@ -215,14 +181,19 @@ class LoadVolumed(MapTransform):
     Args:
         keys: entries that hold a path.
         readers: see ``LoadVolume``.
+        series: see ``LoadVolume``.
         allow_missing_keys: skip absent keys.
     """
 
     def __init__(
-        self, keys: KeysCollection, readers: Sequence[ImageReader] | None = None, allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        readers: Sequence[ImageReader] | None = None,
+        series: int | None = None,
+        allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.transform = LoadVolume(readers)
+        self.transform = LoadVolume(readers, series)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of ``data`` with the volumes in place of the paths."""
@@ -250,6 +221,20 @@ def _quiet_nibabel() -> Iterator[None]:
         yield
     finally:
         nib.imageglobals.logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _quiet_monai() -> Iterator[None]:
+    """Silence MONAI's remark that its GPU decoder of DICOM is not installed: no reader of ours uses it."""
+    plugin = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
+    level = plugin.level
+    plugin.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*nvImageCodec.*")
+            yield
+    finally:
+        plugin.setLevel(level)
 
 
 def _reason(error: BaseException) -> str:
