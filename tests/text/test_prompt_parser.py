@@ -255,6 +255,7 @@ def test_modality(text: str, context: str | None, wanted: str) -> None:
         (text, "CT")
         for text in [
             "kidney stones",
+            "tracheal tube in chest CT",
             "stones in the left kidney",
             "fracture of the femur",
             "left renal artery",
@@ -297,6 +298,126 @@ def test_modality(text: str, context: str | None, wanted: str) -> None:
     + [("caudate nucleus", "Microscopy"), ("liver lesion", "PET"), ("kidney", "US")],
 )
 def test_refused(text: str, modality: str) -> None:
+    with pytest.raises(UnknownPromptError):
+        PARSER.parse(text, modality)
+
+
+@pytest.mark.parametrize(
+    ("text", "modality", "wanted"),
+    [
+        # Latin names of vessels, nerves, glands and muscles, abbreviated and inflected
+        ("a. subclavia dextra", "CT", ["Right subclavian artery"]),
+        ("arteriae subclaviae sinistrae", "CT", ["Left subclavian artery"]),
+        ("a. carotis communis dextra", "CT", ["Right common carotid artery"]),
+        ("aa. iliacae communes", "CT", ["Left iliac artery", "Right iliac artery"]),
+        ("v. iliaca communis sin.", "CT", ["Left iliac vena"]),
+        ("vv. brachiocephalicae", "CT", ["Left brachiocephalic vein", "Right brachiocephalic vein"]),
+        ("v. portae", "CT", ["Portal vein and splenic vein"]),
+        ("v. cava inferior", "CT", ["Inferior vena cava"]),
+        ("a. pulmonalis", "MRI", ["Pulmonary Artery"]),
+        ("v. jugularis interna dextra", "MRI", ["Right jugular vein"]),
+        ("tr. brachiocephalicus", "CT", ["Brachiocephalic trunk"]),
+        ("circulus arteriosus Willisii", "MRI", ["Circle of Willis"]),
+        ("n. opticus dexter", "CT", ["Right optic nerve"]),
+        ("m. gluteus maximus sinister", "CT", ["Left gluteus maximus"]),
+        ("gl. parotis sinistra", "CT", ["Left parotid gland"]),
+        ("a. liver b. spleen", "CT", ["Liver", "Spleen"]),
+        ("a. aorta b. trachea", "CT", ["Aorta", "Trachea"]),
+        # levels of the spine
+        ("D5", "CT", ["Vertebrae T5"]),
+        ("D1 vertebra", "CT", ["Vertebrae T1"]),
+        ("dorsal vertebra D3", "CT", ["Vertebrae T3"]),
+        ("D11-L1", "CT", ["Vertebrae T11", "Vertebrae T12", "Vertebrae L1"]),
+        ("vertebra lumbalis III", "CT", ["Vertebrae L3"]),
+        ("3D view of the liver", "CT", ["Liver"]),
+        # sides of the eye
+        ("lacrimal gland OS", "CT", ["Left lacrimal gland"]),
+        ("optic nerve, OD", "CT", ["Right optic nerve"]),
+        ("lacrimal glands O.U.", "CT", ["Left lacrimal gland", "Right lacrimal gland"]),
+        ("os sacrum", "CT", ["Sacrum"]),
+        # grades of a finding
+        ("prostate lesion, PI-RADS 5", "MRI", ["Prostate lesion"]),
+        ("PI-RADS v2.1 category 4 lesion of the prostate", "MRI", ["Prostate lesion"]),
+        ("liver lesion LI-RADS LR-5", "CT", ["Liver tumors"]),
+        ("lung nodule (Lung-RADS 4B)", "CT", ["Lung lesions"]),
+        ("left kidney cyst, Bosniak IIF", "CT", ["Left kidney cyst"]),
+        ("prostate cancer, Gleason 3+4=7", "MRI", ["Prostate lesion"]),
+        ("glioblastoma WHO grade IV", "MRI", ["Brain tumor"]),
+        ("colon cancer pT3 N0 M0", "CT", ["Colon cancer primaries"]),
+        # a whole in brackets behind its part
+        ("RA (heart)", "MRI", ["Right atrium"]),
+        ("left caudate (brain)", "MRI", ["Left caudate"]),
+        ("liver (spleen)", "CT", ["Liver", "Spleen"]),
+    ],
+)
+def test_clinical_shorthand(text: str, modality: str, wanted: list[str]) -> None:
+    assert names(text, modality) == wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Xyzization of the {0} in {1} datasets",
+        "The {0} xyzing well in {1} acquisitions",
+        "{0} xyzation on contrast-enhanced {1}",
+        "{1} xyz of the {0}",
+        "xyzly xyzed {0}, {1} archive",
+    ],
+)
+@pytest.mark.parametrize(("name", "modality"), [("left kidney", "CT"), ("liver lesions", "CT"), ("prostate", "MRI")])
+def test_unknown_words_of_research_prose(text: str, name: str, modality: str) -> None:
+    assert names(text.format(name, modality), modality) == names(name, modality)
+
+
+@pytest.mark.parametrize(
+    ("text", "modality"),
+    [
+        ("a. renalis dextra", "CT"),
+        ("v. hepatica", "CT"),
+        ("a. mesenterica superior", "CT"),
+        ("a. carotis interna", "CT"),
+        ("a. iliaca externa dextra", "CT"),
+        ("vena jugularis externa", "CT"),
+        ("arteria vertebralis sinistra", "CT"),
+        ("duodenum D2", "CT"),
+        ("D1-D4", "CT"),
+        ("D13 vertebra", "CT"),
+        ("vertebra lumbalis IX", "CT"),
+        ("kidney OS", "CT"),
+        ("PI-RADS 4", "CT"),
+        ("spleen PI-RADS 3", "CT"),
+        ("prostate Gleason 7", "CT"),
+        ("liver cT2N0", "CT"),
+        ("renal cell carcinoma staging", "CT"),
+        ("lung cancer grading", "CT"),
+        ("kidney transplantation on abdominal CT", "CT"),
+        ("aortic dissection in thoracic CT", "CT"),
+        ("gallbladder perforation seen in CT", "CT"),
+        ("colonic obstruction in abdominal CT", "CT"),
+        ("lung ventilation in CT", "CT"),
+        ("femoral head replacement on CT", "CT"),
+        ("compression of vertebra L1 in CT", "CT"),
+        ("stenting of the aorta", "CT"),
+        ("catheterization of the bladder", "CT"),
+        ("occlusion of the left iliac artery", "CT"),
+        ("pancreatic duct dilatation in CT", "CT"),
+        ("liver stiffness", "CT"),
+        ("left kidney stent in CT", "CT"),
+        ("clips in the gallbladder bed", "CT"),
+        ("hepatic artery (liver)", "CT"),
+        ("adhesions of the small bowel", "CT"),
+        ("spleen rupture on CT", "CT"),
+        ("aortic valve replacement in CT", "CT"),
+        ("enlargement of the spleen", "CT"),
+        ("liver xyzation", "CT"),
+        ("femur nail", "CT"),
+        ("prostate PI-RADS 4", "MRI"),
+        ("disc protrusion in lumbar MRI", "MRI"),
+        ("demyelination of the brainstem in MRI", "MRI"),
+        ("pituitary gland in MRI", "MRI"),
+    ],
+)
+def test_shorthand_and_research_prose_refused(text: str, modality: str) -> None:
     with pytest.raises(UnknownPromptError):
         PARSER.parse(text, modality)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .lexicon import JOIN, PREPOSITION, SIDE, SKIP, STOP, WORD, Lexicon
-from .term_index import Match, is_generic, is_generic_lesion
+from .notation import GRADE
+from .term_index import Match, is_generic, is_generic_lesion, is_lesion
 from .tokenizer import Token
 
 # Verbs with which an examination presents a structure; what stands before them only says what was imaged.
@@ -79,6 +80,8 @@ class Neighbourhood:
             return self._phrases[place]
         if token.raw in self.context:
             return "carrier"
+        if token.raw == GRADE:  # "lesion, PI-RADS 4", but no "PI-RADS 4" of a healthy organ
+            return "carrier" if any(is_lesion(match) for match in self.owner.values()) else "other"
         role = self.lexicon.role(token.raw, token.form)
         if role == "adjective":  # it is as telling as the noun it describes
             described = self.owner.get(place + 1)
@@ -123,13 +126,26 @@ class Neighbourhood:
         place = match.stop
         while self.role(place) == SIDE:
             place += 1
-        if self.role(place) in ("unknown", "vague"):
+        if self.role(place) == "unknown" or (self.role(place) == "vague" and not self._names_work(place)):
             return True
         scan = self.role(place) == "modality"
         passed = ("carrier", SIDE, SKIP, "modality") if scan else ("carrier", SIDE, SKIP)
         while self.role(place) in passed and (scan or not self._ends_phrase(place, match)):
             place += 1
         return self.role(place) == "other" and not self._is_redundant(place, match)
+
+    def _names_work(self, place: int) -> bool:
+        """Whether an unknown noun behind a name is what is done in a study ("lesion xyzation on chest CT").
+
+        It has to stand before a preposition, and words that say nothing have to lead from there to the modality.
+        """
+        place += 1
+        while self.role(place) == "carrier":
+            place += 1
+        tied = self.role(place) == PREPOSITION and self.link(place, place + 1) == "preposition"
+        while self.role(place) in (PREPOSITION, SKIP, "carrier"):
+            place += 1
+        return tied and self.role(place) == "modality"
 
     def _is_redundant(self, place: int, match: Match) -> bool:
         """Whether a word only says again what the name says ("venous structure of the jugular vein")."""
@@ -173,7 +189,8 @@ class Neighbourhood:
         if place < start:
             return False
         before, raw = self.role(place), self.tokens[place].raw
-        if is_generic(match) and before in ("unknown", "vague", "match"):
+        tied = any(self.tokens[i].raw == "of" for i in range(place, match.start))  # "xyzation of the lesion"
+        if is_generic(match) and (before in ("unknown", "match") or (before == "vague" and not tied)):
             return True
         return raw == "non" or (before == "unknown" and self.lexicon.resembles_term(raw))
 
@@ -184,7 +201,8 @@ class Neighbourhood:
         while place >= start and self.role(place) in (PREPOSITION, SKIP, SIDE):
             bridge = bridge or self.role(place) == PREPOSITION or self.tokens[place].raw == "of"
             place -= 1
-        if bridge and place >= start and self.role(place) == "unknown":
+        scan_word = self.role(place - 1) == "modality"  # "CT xyz of the esophagus": whatever the scan is called
+        if bridge and place >= start and self.role(place) == "unknown" and not scan_word:
             return True
         while place >= start and self.role(place) not in ("match", "modality"):
             if self.tokens[place].raw in _SHOWING and self._is_about_scan(start, place):

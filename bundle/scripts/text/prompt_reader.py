@@ -17,6 +17,7 @@ from .term_index import Match, TermIndex, is_generic_lesion, is_lesion
 from .tokenizer import Token
 
 _SCORES = {"name": 1.0, "synonym": 0.95, "group": 0.9}
+_WHOLES = {"heart": "cardiac", "brain": "brain"}  # names that are the whole of a group
 _LISTING = frozenset(("and", "or", "&", "+", "/"))
 
 
@@ -114,7 +115,9 @@ class PromptReader:
             following = inside[position + 1] if position + 1 < len(inside) else None
             if link == "excluded":
                 continue
-            if link == "preposition" and wanted:
+            if wanted and self._is_bracketed_place(match, wanted[-1]):
+                mentioned.append(match)
+            elif link == "preposition" and wanted:
                 mentioned.append(self._swap_place(wanted, match))
             elif link == "location":
                 self._lend_side(match, wanted[-1:] or self.wanted[-1:])
@@ -148,6 +151,12 @@ class PromptReader:
             self.result.related += match.entry.targets
         self._lend_side(match, wanted[-1:])
         return match
+
+    def _is_bracketed_place(self, match: Match, before: Match) -> bool:
+        """Whether a whole stands in brackets behind a part of it ("RA (heart)")."""
+        gap = self.text[self.tokens[before.stop - 1].end : self.tokens[match.start].start]
+        whole = match.key[0] if len(match.key) == 1 else ""
+        return "(" in gap and _WHOLES.get(whole) == before.entry.targets[0].concept.group
 
     def _lend_side(self, place: Match, wanted: Sequence[Match]) -> None:
         """ "optic nerve of the right eye" is the right optic nerve."""

@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from .lexicon import JOIN, PREPOSITION, SIDE, SKIP, STOP, WORD, Lexicon, possessive
+from .notation import plain_words
 
 # Prepositions that tie the parts of one name together ("cyst in the kidney"); all others are part of a term or end it.
 NEUTRAL = frozenset(("in", "within", "on", "at", "inside", "from"))
@@ -116,7 +117,16 @@ class Tokenizer:
     def _cut(self, text: str) -> list[Token]:
         folded, places = _fold(text)
         found: list[Token] = []
+        shorthand = plain_words(folded)
+        end = 0
         for piece in _PIECE.finditer(folded):
+            while shorthand and shorthand[0][0] <= piece.start():
+                start, stop, word = shorthand.pop(0)
+                first, last = places[start], places[stop - 1] + 1
+                found.append(self._word(text[first:last], word, first, last))
+                end = stop
+            if piece.start() < end:
+                continue
             if piece["mark"]:
                 self._add_mark(found, folded, piece.start(), places[piece.start()])
                 continue
