@@ -118,6 +118,8 @@ def test_every_option_reaches_a_key_of_the_config(fake: type[FakeWorkflow], imag
         "stages": (["--stage", "both"], "both"),
         "device": (["--device", "cpu"], "cpu"),
         "memory_gb": (["--memory-gb", "1.5"], 1.5),
+        "series": (["--series", "2"], 2),
+        "allow_untrained": (["--allow-untrained"], True),
         "prompt_mask": (["--prompt-mask", image], str(image)),
         "output_format": (["--format", "nrrd"], "nrrd"),
         "refinements": (["--refinements", "2"], 2),

@@ -53,6 +53,9 @@ def test_hook_prints_one_line_and_passes_others_on(
     assert not passed_on
     sys.excepthook(RuntimeError, other, None)
     assert passed_on == [(RuntimeError, other, None)]
+    sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert capsys.readouterr().err.strip().startswith("error: interrupted")
+    assert len(passed_on) == 1
 
 
 def test_engine_keeps_quiet_about_errors_of_ours(

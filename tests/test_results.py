@@ -18,7 +18,7 @@ from monai.data import MetaTensor
 
 from scripts.errors import InputError
 from scripts.request import Request, RequestedTarget, encode_request
-from scripts.results import SaveResultsd, check_format
+from scripts.results import CheckFormatd, SaveResultsd, check_format
 from scripts.transforms.reading import LoadVolume
 
 AFFINE = np.array([[0.0, -2, 0, 10], [0.5, 0, 0, -7], [0, 0, 3, 4], [0, 0, 0, 1]])
@@ -191,9 +191,11 @@ def test_formats_are_checked_before_any_work(case: Callable, tmp_path: Path) -> 
         case(suffix)
         with pytest.raises(InputError, match=message):
             check_format(output_format, tmp_path / "in" / f"scan{suffix}", tmp_path / "in")
-    save = SaveResultsd(tmp_path / "out", output_format="dicom_seg")
+    check = CheckFormatd("dicom_seg", tmp_path / "out")
     with pytest.raises(InputError, match="no DICOM series"):
-        save.check([{"image": str(tmp_path / "in" / "scan.nii.gz")}])
+        check({"image": str(tmp_path / "in" / "scan.nii.gz")})
+    for left_to_the_reader in ({"image": str(tmp_path / "absent.nii.gz")}, {"image": None}):
+        assert check(left_to_the_reader) is left_to_the_reader
     with pytest.raises(InputError, match="output_format"):
         SaveResultsd(tmp_path / "out", output_format="tiff")
 

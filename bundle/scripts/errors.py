@@ -46,7 +46,8 @@ def _raised_here(error: BaseException) -> bool:
 
 
 def install_excepthook() -> None:
-    """Print an error of ours as one ``error: ...`` line with exit code 1; leave every other exception alone.
+    """Print an error of ours as one ``error: ...`` line with exit code 1, and Ctrl-C likewise (the exit code is then
+    Python's own); leave every other exception alone.
 
     Calling it twice is harmless. It also silences the engine's own log lines about such an error, which would
     otherwise repeat it with the wrapping transform's name.
@@ -57,7 +58,9 @@ def install_excepthook() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         ours = find_user_error(error)
-        if ours is None:
+        if issubclass(kind, KeyboardInterrupt):
+            sys.stderr.write("\nerror: interrupted; a batch goes on where it was when it is started again\n")
+        elif ours is None:
             previous(kind, error, trace)
         else:
             sys.stderr.write(f"error: {' '.join(str(ours).split())}\n")

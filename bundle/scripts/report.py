@@ -133,6 +133,8 @@ def format_table(report: Mapping[str, Any]) -> str:
             if row["instances"]:
                 longest = max(instance["longest_diameter_mm"] for instance in row["instances"])
                 remarks = f"  {row['instance_count']} found, longest diameter {longest:.1f} mm{remarks}"
+            if not row["trained"]:
+                remarks = f"  never trained{remarks}"
             lines.append(
                 f"{row['name']:<{width}}  {row['volume_ml']:>10.2f}  {row['mean_probability']:>10.2f}{remarks}"
             )
@@ -157,6 +159,7 @@ def _entry(
         "understood_from": target.matched,
         "how": target.how,
         "asked_with": target.sentence,
+        "trained": target.trained,
         "score": target.score,
         **found.as_entry(),
         "instance_count": None if single is None else len(single),

@@ -6,7 +6,7 @@ Collating and decollating a batch takes lists and objects apart; a string stays 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,8 @@ class RequestedTarget:
     window: str | None = None
     sentence: str = ""
     """What is embedded to ask the network: the canonical sentence or the user's own, see ``transforms.prompt_text``."""
+    trained: bool = True
+    """Whether the weights know it; asked all the same, the answer means nothing."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,19 @@ def as_stages(value: object) -> tuple[int, ...]:
     return numbers
 
 
-def make_request(text: Sequence[str], targets: Sequence[Target], sentences: Sequence[str] | None = None) -> Request:
+def make_request(
+    text: Sequence[str],
+    targets: Sequence[Target],
+    sentences: Sequence[str] | None = None,
+    untrained: Collection[str] = (),
+) -> Request:
     """Bundle parsed targets.
 
     Args:
         text: the user's prompts.
         targets: what they were understood as.
         sentences: what to embed for each target; its canonical sentence when None.
+        untrained: names of those that the weights do not know.
 
     Raises:
         InputError: targets of several modalities (one image has one), or two that share a label value.
@@ -118,6 +126,7 @@ def make_request(text: Sequence[str], targets: Sequence[Target], sentences: Sequ
             color=tuple(target.color),
             window=target.concept.window,
             sentence=sentence,
+            trained=target.name not in untrained,
         )
         for target, sentence in zip(targets, sentences or [target.sentence for target in targets], strict=True)
     )

@@ -79,6 +79,32 @@ def check_format(output_format: str, image: str | Path, output_dir: str | Path) 
             raise InputError(f"the results would overwrite {source.name}: choose another output_dir")
 
 
+class CheckFormatd(Transform):
+    """First step of a pipeline: ``check_format`` before the image is read; the case passes unchanged.
+
+    Args:
+        output_format: see ``check_format``.
+        output_dir: see ``check_format``.
+        image_key: path of the image; anything else, or no such file, is left to what reads it.
+    """
+
+    def __init__(self, output_format: str, output_dir: str | Path, image_key: str = "image") -> None:
+        self.output_format = output_format
+        self.output_dir = output_dir
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
+        """Return ``data`` itself.
+
+        Raises:
+            InputError: see ``check_format``.
+        """
+        image = data.get(self.image_key)
+        if isinstance(image, (str, Path)) and Path(image).expanduser().exists():
+            check_format(self.output_format, Path(image).expanduser(), self.output_dir)
+        return data
+
+
 class SaveResultsd(Transform):
     """Write ``<name>_seg.*`` (the label map), ``<name>_seg.json`` and ``<name>_preview.png`` into a folder.
 
@@ -150,13 +176,6 @@ class SaveResultsd(Transform):
         self.name_key = name_key
         self.npz_labels_key = npz_labels_key
         self.files_key = files_key
-
-    def check(self, cases: Sequence[Mapping[str, Any]]) -> None:
-        """Check folder and format for all cases before any work is done; see ``prepare_folder``, ``check_format``."""
-        prepare_folder(self.output_dir)
-        for case in cases:
-            if isinstance(case.get(self.image_key), (str, Path)):
-                check_format(self.output_format, case[self.image_key], self.output_dir)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write the files and return a copy of ``data`` with their paths, ``{"label_map": ..., ...}``.

@@ -30,7 +30,8 @@ def load_weights(network: torch.nn.Module, path: str | Path, part: str | None = 
     """
     file = Path(path)
     if not file.is_file():
-        raise InputError(f"no weights at {path}: train them, or give the path of a state dict with --weights")
+        key = "fine_weights" if part == "fine" else "weights"
+        raise InputError(f"no weights at {path}: train them, or give the path of a state dict with {key}")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as e:  # whatever bytes the file holds: struct, zip, pickle and their own kinds of error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -102,7 +103,16 @@ CASES: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
         "names none of the targets",
     ),
     "output folder below a file": (lambda p: {"output_dir": blocked(p / "file")}, "cannot write to the output folder"),
+    "no such kind of device": (lambda p: {"device": "tpu"}, "device 'tpu' cannot be used"),
+    "no such device": (lambda p: {"device": "cuda:99"}, "device 'cuda:99' cannot be used"),
+    "impossible threshold": (lambda p: {"threshold": 2}, "threshold <= 1"),
+    "no memory": (lambda p: {"memory_gb": 0}, "memory_gb > 0"),
+    "format of another kind": (lambda p: {"output_format": "dicom_seg"}, "no DICOM series"),
     "weights missing": (lambda p: {"weights": str(p / "no.pt")}, "no weights"),
+    "fine weights missing": (
+        lambda p: {"stages": 2, "fine_weights": str(p / "no.pt")},
+        "no weights.*with fine_weights",
+    ),
     "weights of another layout": (
         lambda p: {"weights": other_layout(p / "w.pt")},
         "lacks backbone.*has unknown backbone.first",
@@ -125,15 +135,20 @@ def test_refused(build: Callable, tmp_path: Path, case: str) -> None:
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path not in before]
 
 
-def test_untrained_structures_can_be_asked_for(build: Callable, tmp_path: Path) -> None:
+def test_untrained_structures_can_be_asked_for(
+    build: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     out = tmp_path / "out"
     image = save(tmp_path / "good.nii.gz")
     keys = {"image": image, "prompts": "thalami", "output_dir": str(out), "trained_structures": ["Brain-stem"]}
     with pytest.raises(Exception, match=r".*") as caught:
         build(**keys)
     assert "they know: Brain-stem" in str(find_user_error(caught.value))
+    caplog.clear()
     build(**keys, allow_untrained=True, save_preview=False).run()
-    assert (out / "good_seg.json").exists()
+    report = json.loads((out / "good_seg.json").read_text())
+    assert [row["trained"] for row in report["structures"]] == [False, False]
+    assert "never trained for Left thalamus, Right thalamus" in caplog.text
 
 
 def test_failure_while_writing_leaves_nothing(build: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

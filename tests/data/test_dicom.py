@@ -17,6 +17,7 @@ import pydicom
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from monai.bundle import ConfigParser
 from pydicom.dataset import Dataset
 from scipy.spatial.transform import Rotation
 
@@ -162,13 +163,16 @@ def two_series(write_series: Callable, folder: Path, stack: np.ndarray) -> Path:
     return folder
 
 
-def test_one_of_several_series(tmp_path: Path, write_series: Callable, stack: np.ndarray) -> None:
+def test_one_of_several_series(tmp_path: Path, write_series: Callable, stack: np.ndarray, bundle_dir: Path) -> None:
     folder = two_series(write_series, tmp_path / "s", stack)
     with pytest.raises(
         InputError, match=r"2 series: \[1\] MR, 3 slices, series number 2; \[2\] CT, 5 slices.*Set series"
     ):
         LoadVolume()(folder)
     assert LoadVolumed("image", series=1)({"image": folder})["image"].shape[-1] == 3
+    config = ConfigParser.load_config_file(bundle_dir / "configs" / "inference.json")
+    (reader,) = [step for step in config["preprocessing"]["transforms"] if "LoadVolumed" in str(step)]
+    assert (reader["series"], config["series"]) == ("@series", None)
     assert read_modality(folder, series=2) == "CT"
     for wrong in (0, 3, "1", True):
         with pytest.raises(InputError, match="number from 1 to 2"):

@@ -57,6 +57,20 @@ def test_an_answer_does_not_depend_on_whether_the_cache_helped(dtype: str | None
     assert torch.allclose(first, windows(None)(IMAGE, network, QUERIES[0]), atol=2e-2 if dtype == "bfloat16" else 2e-3)
 
 
+def test_a_cache_without_a_budget_hashes_and_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The config's default keeps nothing: then no window, no weights and no features may be carried to the host."""
+    expected = windows(FeatureCache(1.0))(IMAGE, small_network(), QUERIES[0])
+    cache = FeatureCache(0.0)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a cache that keeps nothing did the work of one that does")
+
+    monkeypatch.setattr("scripts.inferers.feature_cache.digest", refuse)
+    monkeypatch.setattr(cache, "_stored", refuse)
+    assert torch.equal(windows(cache)(IMAGE, small_network(), QUERIES[0]), expected)
+    assert cache.statistics.entries == cache.statistics.misses == 0
+
+
 def load(network: MedalS) -> None:
     network.load_state_dict(small_network(1).state_dict())
 
@@ -220,7 +234,9 @@ def test_half_precision_takes_half_the_bytes_and_never_overflows() -> None:
 def test_a_row_of_a_batch_does_not_hold_the_batch() -> None:
     cache = FeatureCache(1.0, dtype=None)
     batch = torch.rand(8, 1000)
-    stored = cache.put("row", (batch[2:3],))
+    cache.put("row", (batch[2:3],))
+    stored = cache.get("row")
+    assert stored is not None
     assert stored[0].untyped_storage().nbytes() == 4000
 
 

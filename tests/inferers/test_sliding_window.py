@@ -10,6 +10,7 @@ from monai.data import MetaTensor
 
 from scripts.errors import InputError
 from scripts.inferers import AutocastInferer, PromptWindowInferer, RefinementInferer
+from scripts.transforms.grid_merger import pack_masks
 
 QUERIES = torch.zeros(2, 4)
 
@@ -32,6 +33,24 @@ def test_prompts_travel_with_the_image() -> None:
     out = PromptWindowInferer((8, 8, 8), progress=False)(image, network, QUERIES, prompts)
     assert torch.allclose(out, prompts)
     assert set(seen) == {((1, 1, 8, 8, 8), (2, 4), (1, 2, 8, 8, 8))}
+
+
+@pytest.mark.parametrize("first_pass", ["plain", "masked"])
+def test_packed_prompts_and_a_choice_of_answers_change_no_value(first_pass: str) -> None:
+    """Eleven classes that see each other's prompts, of which three are kept."""
+    masks = torch.rand(1, 11, 11, 8, 14, generator=torch.Generator().manual_seed(0)) > 0.5
+    image = torch.rand(1, 1, 11, 8, 14, generator=torch.Generator().manual_seed(1))
+    weights = torch.randn(11, 11, generator=torch.Generator().manual_seed(2))
+
+    def network(image: torch.Tensor, queries: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+        return image + torch.einsum("nm,bmhwd->bnhwd", weights, prompts)
+
+    refine = RefinementInferer(1, first_pass=first_pass, return_disagreement=True)
+    inferer = PromptWindowInferer((8, 8, 8), 2, window_inferer=refine, progress=False, return_disagreement=True)
+    whole, _ = inferer(image, network, torch.zeros(11, 4), masks.float())
+    kept, spread = inferer(image, network, torch.zeros(11, 4), pack_masks(masks[0])[None], keep=[9, 0, 4])
+    assert torch.equal(kept, whole[:, [9, 0, 4]])
+    assert spread.shape == (1, 1, 11, 8, 14)
 
 
 def test_image_of_each_window_is_cropped_alike() -> None:
@@ -188,18 +207,18 @@ def test_any_batching_gives_the_same() -> None:
     assert torch.allclose(single, all_at_once, atol=1e-6)
 
 
-def test_disagreement_is_the_largest_of_all_classes() -> None:
+def test_disagreement_is_that_of_the_most_probable_class() -> None:
     """Weighted like the probabilities; windows that measured none leave none."""
     image = torch.rand(1, 1, 8, 8, 16)
 
     def window(x: torch.Tensor, n: object, q: torch.Tensor, p: object) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.cat([x, x], dim=1), torch.cat([x / 4, x / 2], dim=1)
+        return torch.cat([x, 1 - x], dim=1), torch.cat([x / 4, x / 2], dim=1)
 
     inferer = PromptWindowInferer((8, 8, 8), window_inferer=window, progress=False, return_disagreement=True)
     out, disagreement = inferer(image, None, QUERIES)
     assert torch.allclose(out[:, :1], image, atol=1e-6)
     assert disagreement.shape == image.shape
-    assert torch.allclose(disagreement, image / 2, atol=1e-6)
+    assert torch.allclose(disagreement, torch.where(image >= 0.5, image / 4, image / 2), atol=1e-6)
     plain = PromptWindowInferer((8, 8, 8), progress=False)
     assert plain(image, lambda x, q, p: p, QUERIES, return_disagreement=True)[1] is None
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
 
-from scripts.inferers import RefinementInferer
+from scripts.inferers import PromptWindowInferer, RefinementInferer
 from scripts.inferers.stage import Stage
 from scripts.inferers.two_stage import TwoStageInferer
-from scripts.request import Request, RequestedTarget, encode_request
+from scripts.request import Request, RequestedTarget, decode_request, encode_request
 from scripts.text import Terminology
 from scripts.transforms.grid_merger import pack_masks, unpack_mask
 from scripts.transforms.resampling import DynamicSpacing
@@ -44,9 +46,12 @@ class Windows:
     def __init__(self, **options) -> None:
         self.inner = RefinementInferer(iterations=0, **options)
 
-    def __call__(self, image, network, queries, prompts=None, iterations=0, return_disagreement=False):
+    def __call__(self, image, network, queries, prompts=None, iterations=0, return_disagreement=False, keep=None):
         inner = RefinementInferer(iterations=iterations, first_pass=self.inner.first_pass)
-        return inner(image, network, queries, prompts)
+        if prompts is not None:
+            prompts = torch.stack([unpack_mask(prompts[0], n) for n in range(len(queries))])[None].float()
+        out = inner(image, network, queries, prompts)
+        return out if keep is None else out[:, keep]
 
 
 def stage(number: int, spacing: float, first_pass: str = "plain") -> Stage:
@@ -75,6 +80,7 @@ def volume(*boxes: tuple[float, tuple[slice, slice, slice]]) -> MetaTensor:
     return MetaTensor(image, affine=torch.as_tensor(AFFINE))[None]
 
 
+MORE = ["Gallbladder", "Left kidney", "Right kidney", "Urinary bladder", "Esophagus", "Duodenum", "Trachea"]
 LEFT = (slice(4, 16), slice(6, 20), slice(4, 12))
 RIGHT = (slice(22, 34), slice(10, 24), slice(8, 18))
 
@@ -173,11 +179,66 @@ def test_memory_budget_splits_the_targets_and_changes_nothing(terminology: Termi
     values = queries(100, 200, 40, 205, 20)
     whole = system(terminology)(image, networks(), queries=values, request=asked(terminology, names))
     nets = networks()
-    tight = system(terminology, memory_gb=2 * 2 * 20 * 18 * 24 / 2**30)
+    tight = system(terminology, memory_gb=3 * 2 * 20 * 18 * 24 / 2**30)  # two targets and their disagreement
     parts = tight(image, nets, queries=values, request=asked(terminology, names))
     assert max(call["n"] for call in nets["coarse"].calls) == 2
     assert torch.equal(whole["label_map"].as_tensor(), parts["label_map"].as_tensor())
     assert torch.equal(whole["probability"].as_tensor(), parts["probability"].as_tensor())
+
+
+class Neighbourly(torch.nn.Module):
+    """Each target's logits depend on what it and every other one was prompted with, as in the real network."""
+
+    def forward(self, image, queries, prompts):
+        value = queries[..., 0].reshape(1, -1, 1, 1, 1)
+        others = prompts.sum(dim=1, keepdim=True) - 0.5 * prompts
+        return torch.where((image - value).abs() < 10, 1.0, -1.0) + (others * value / 100).sin()
+
+
+@pytest.mark.parametrize("stages", [(1,), (1, 2)])
+@pytest.mark.parametrize("drawn", [False, True])
+def test_memory_budget_changes_nothing_where_targets_see_each_others_prompts(
+    terminology: Terminology, stages: tuple[int, ...], drawn: bool
+) -> None:
+    names = ["Liver", "Spleen", "Aorta", "Liver tumors", "Kidney lesions"]
+    values = queries(100, 200, 104, 195, 98)
+    masks = [truth(LEFT), torch.zeros(SHAPE), truth(RIGHT), torch.zeros(SHAPE), truth(LEFT)]
+    prompts = MetaTensor(pack_masks(masks), affine=torch.as_tensor(AFFINE))[None] if drawn else None
+    answers = []
+    for memory_gb in (4.0, 1e-6):
+        parts = []
+        for number, first_pass in ((1, "plain"), (2, "masked")):
+            windows = PromptWindowInferer(
+                (16, 16, 16), window_inferer=RefinementInferer(iterations=0, first_pass=first_pass), progress=False
+            )
+            parts.append(
+                Stage(number, DynamicSpacing((16, 16, 16), (3.0 - number,) * 3, number, mode="fixed"), windows)
+            )
+        inferer = TwoStageInferer(terminology, *parts, stages=stages, memory_gb=memory_gb, keep_disagreement=True)
+        text = asked(terminology, names)
+        image = volume((100, LEFT), (200, RIGHT))
+        answers.append(inferer(image, Neighbourly(), queries=values, request=text, prompts=prompts))
+    whole, split = answers
+    assert whole["label_map"].max() > 0
+    for name in ("label_map", "probability"):
+        assert torch.equal(whole[name].as_tensor(), split[name].as_tensor()), name
+
+
+def test_a_block_of_targets_fits_the_window_inferers_own_budget(terminology: Terminology) -> None:
+    """Else every block that was cut to fit the GPU's share of memory would be added up on the host."""
+    memory_gb = 10 * 2 * 20 * 18 * 24 / 2**30
+    windows = PromptWindowInferer((16, 16, 16), accumulate="float16", memory_gb=memory_gb, progress=False)
+    coarse = Stage(1, DynamicSpacing((16, 16, 16), (2.0,) * 3, 1, mode="fixed"), windows)
+    inferer = TwoStageInferer(terminology, coarse, stages=(1,), memory_gb=memory_gb)
+    grid = coarse.on_grid(volume((100, LEFT))[0], [])
+    text = asked(terminology, ["Liver", "Spleen", "Pancreas", "Stomach", "Aorta", *MORE])
+    case = SimpleNamespace(targets=decode_request(text).targets)
+    sizes = []
+    for _, _, block in inferer._blocks(coarse, case, range(12), grid):
+        question = SimpleNamespace(image=torch.zeros(1, *grid.shape, device="meta"), classes=len(block))
+        assert windows._place(question).type == "meta"
+        sizes.append(len(block))
+    assert sizes == [9, 3]
 
 
 def test_a_mask_of_the_users_is_the_prompt_in_both_stages(terminology: Terminology) -> None:

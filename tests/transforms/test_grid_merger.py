@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation, Spacing
 from scipy.spatial.transform import Rotation
 
-from scripts.transforms.grid_merger import GridMerger, pack_masks, unpack_mask
+from scripts.transforms.grid_merger import GridMerger, filled_masks, pack_masks, unpack_mask
 
 SHAPE = (28, 26, 30)
 
@@ -138,6 +138,14 @@ def test_many_masks_in_bits() -> None:
     bits = pack_masks(masks)
     assert bits.shape == (3, 3, 4, 5)
     assert all(torch.equal(unpack_mask(bits, n), mask) for n, mask in enumerate(masks))
+    assert torch.equal(pack_masks(mask for mask in masks), bits)
+
+
+def test_which_masks_are_filled_without_unpacking_them() -> None:
+    masks = torch.zeros(19, 3, 4, 5)
+    for n in (0, 7, 8, 18):
+        masks[n, n % 3, 1, 2] = 1
+    assert [n for n, filled in enumerate(filled_masks(pack_masks(masks), 19)) if filled] == [0, 7, 8, 18]
 
 
 def test_large_label_values_fit() -> None:

@@ -71,3 +71,12 @@ def test_dictionary_takes_modality_and_window_from_the_request(make_request_text
     out = ScaleByModalityd("image")(data)["image"].flatten()
     assert torch.allclose(out, (image.flatten() + 160) / 400 * 255)
     assert torch.equal(data["image"], image)
+
+
+@pytest.mark.parametrize(("code", "warned"), [("MR", True), ("CT", False), ("OT", False), (None, False)])
+def test_a_dicom_header_of_another_modality_is_warned_of(
+    make_request_text, caplog: pytest.LogCaptureFixture, code: str | None, warned: bool
+) -> None:
+    image = MetaTensor(torch.arange(8.0).reshape(1, 2, 2, 2), meta={} if code is None else {"modality": code})
+    ScaleByModalityd("image")({"image": image, "request": make_request_text([("Liver", 1, "CT", None)])})
+    assert ("header says MRI, the request is for CT" in caplog.text) == warned

@@ -45,6 +45,9 @@ def segment(
         list[str] | None, typer.Option("--prompt", "-p", help="What to segment, in words; may be given repeatedly.")
     ] = None,
     modality: Annotated[str | None, typer.Option("--modality", "-m", help="CT, MRI, US, PET or Microscopy.")] = None,
+    series: Annotated[
+        int | None, typer.Option(min=1, help="Which DICOM series of several, as the error lists them.")
+    ] = None,
     prompt_mask: Annotated[
         list[Path] | None, typer.Option(help="Label map on the image's grid to start from, or one mask per structure.")
     ] = None,
@@ -67,6 +70,10 @@ def segment(
     fine_weights: Annotated[Path | None, typer.Option(help="Weights of the fine network.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda:0, ...; default: a GPU where there is one.")] = None,
     memory_gb: Annotated[float | None, typer.Option(min=0.01, help="Memory for probabilities, GiB.")] = None,
+    allow_untrained: Annotated[
+        bool,
+        typer.Option("--allow-untrained", help="Ask also for what the weights were not trained for: no use but tests."),
+    ] = False,
     config: Annotated[
         list[str] | None,
         typer.Option(help="Overlay to apply: one of configs/ by name, such as challenge, or a file; repeatable."),
@@ -91,6 +98,7 @@ def segment(
     given: dict[str, Any] = {
         "modality": modality,
         "prompts": list(prompt) if prompt else None,
+        "series": series,
         "prompt_mask": _paths(prompt_mask),
         "save_preview": preview,
         "save_masks": masks or None,
@@ -101,6 +109,7 @@ def segment(
         "fine_weights": str(fine_weights.resolve()) if fine_weights else None,
         "device": device,
         "memory_gb": memory_gb,
+        "allow_untrained": allow_untrained or None,
         "output_dir": str(output_dir),
     }
     overrides = {key: value for key, value in given.items() if value is not None}

@@ -10,7 +10,7 @@ from monai.engines import PrepareBatch
 
 
 class PrepareRequest(PrepareBatch):
-    """Pick what ``TwoStageInferer`` needs from a batch; the image goes to the device window by window.
+    """Pick what ``TwoStageInferer`` needs from a batch; the queries go to the device, volumes stay on the host.
 
     MONAI's ``PrepareBatchExtraInput`` demands every key; prompts are absent in text-only requests.
 

@@ -77,7 +77,7 @@ class FeatureCache:
     depends on whether the cache helped.
 
     Args:
-        max_gb: budget in GiB; an entry larger than all of it is not kept.
+        max_gb: budget in GiB; an entry larger than all of it is not kept, and with 0 nothing is hashed or moved.
         dtype: stored floating-point type, "float16" or "bfloat16"; None keeps the computed one, exactly. A tensor
             that float16 cannot hold keeps its own type.
         device: where entries are kept; None leaves them on the device that computed them.
@@ -133,10 +133,10 @@ class FeatureCache:
 
     def put(self, key: Hashable, tensors: Iterable[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Keep tensors, and return them as every later ``get`` will, on their own device."""
-        own = tuple(tensors)
-        entry = self._narrowed(own)
-        with self._lock:
-            if entry.bytes <= self.max_bytes:
+        made = self._narrowed(tuple(tensors))
+        if made.bytes <= self.max_bytes:  # else it stays where it is: what is not kept is not carried to the host
+            entry = self._stored(made)
+            with self._lock:
                 replaced = self._entries.pop(key, None)
                 self._bytes += entry.bytes - (replaced.bytes if replaced else 0)
                 self._entries[key] = entry
@@ -146,7 +146,7 @@ class FeatureCache:
                     self._evictions += 1
                     if self._evictions == 1:
                         logger.info("the feature cache is full (%.2f GiB): oldest go first", self.max_bytes / GIB)
-        return _restored(entry, own[0].device if own else None)
+        return _restored(made, None)
 
     def features(self, network: Any, image: torch.Tensor, with_plain: bool = False) -> tuple[Any, ...]:
         """``network.features(image)``, computed only for those images of the batch that are not known yet.
@@ -159,6 +159,9 @@ class FeatureCache:
         Returns:
             The network's feature tensors, batch first.
         """
+        if self.max_bytes == 0:  # nothing to look up: no hashes
+            made = [t for t in network.features(image, with_plain=with_plain) if t is not None]
+            return _restored(self._narrowed(tuple(made)), None)
         base = (*self.computation_key(network, image.device), "features", with_plain)
         keys = [(*base, digest(window)) for window in image]
         parts = {key: self.get(key, image.device) for key in keys}
@@ -198,17 +201,24 @@ class FeatureCache:
             return known.number, known.weights
 
     def _narrowed(self, tensors: tuple[torch.Tensor, ...]) -> _Entry:
-        stored = []
+        """Tensors in the type in which they are kept, where they are."""
+        narrowed = []
         for tensor in tensors:
             kept = tensor.detach()
             if self.dtype is not None and kept.dtype == torch.float32:
                 narrow = kept.to(self.dtype)
                 kept = narrow if self.dtype == torch.bfloat16 or narrow.isfinite().all() else kept
-            kept = kept.to(self.device or kept.device)
-            if kept.untyped_storage().nbytes() > kept.nbytes:
-                kept = kept.clone()  # a row of a batch would keep the whole batch alive
-            stored.append(kept)
-        return _Entry(tuple(stored), tuple(t.dtype for t in tensors), sum(t.nbytes for t in stored))
+            narrowed.append(kept)
+        return _Entry(tuple(narrowed), tuple(t.dtype for t in tensors), sum(t.nbytes for t in narrowed))
+
+    def _stored(self, entry: _Entry) -> _Entry:
+        """An entry where it is kept, with memory of its own."""
+        tensors = []
+        for tensor in entry.tensors:
+            kept = tensor.to(self.device or tensor.device)
+            # A row of a batch would keep the whole batch alive.
+            tensors.append(kept.clone() if kept.untyped_storage().nbytes() > kept.nbytes else kept)
+        return _Entry(tuple(tensors), entry.dtypes, entry.bytes)
 
 
 def digest(tensor: torch.Tensor) -> bytes:

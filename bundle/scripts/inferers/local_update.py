@@ -170,10 +170,10 @@ class LocalUpdate:
         source = self._moved(_whole(part.shape[1:]), part.affine, self.affine, self.shape)
         bits = torch.from_numpy(prompt(source).astype(np.uint8))[None]
         mask = MetaTensor(bits, affine=shifted(self.affine, [side.start for side in source]))
-        channels = PromptSource(mask, None, [1]).on_grid(part).channels([0])
-        if channels is None and not positive:
+        known = PromptSource(mask, None, [1]).on_grid(part).packed([0])  # of one class, its bits are its mask
+        if known is None and not positive:
             return None
-        shown = torch.zeros(part.shape) if channels is None else channels
+        shown = torch.zeros(part.shape) if known is None else known.float()
         shown[0][self._marked(part, edited)] = float(positive)
         return shown if shown.any() else None
 

@@ -8,7 +8,7 @@ import torch
 from monai.data import MetaTensor
 from monai.utils import convert_to_tensor
 
-from scripts.transforms.grid_merger import unpack_mask
+from scripts.transforms.grid_merger import filled_masks, pack_masks, unpack_mask
 from scripts.transforms.resampling import resample_like
 
 
@@ -25,7 +25,7 @@ class PromptSource:
 
     def __init__(self, bits: MetaTensor | None, labels: MetaTensor | None, ids: Sequence[int]) -> None:
         self.bits, self.labels, self.ids = bits, labels, tuple(ids)
-        self.given = {n for n in range(len(ids)) if bits is not None and bool(_plain(bits, n).any())}
+        self.given = set() if bits is None else {n for n, filled in enumerate(filled_masks(bits, len(ids))) if filled}
 
     def on_grid(self, grid: MetaTensor) -> PromptSource:
         """The same prompts on the grid of ``grid`` ``[1, h, w, d]``; nearest voxels, so that bits stay bits."""
@@ -34,20 +34,18 @@ class PromptSource:
         result.bits, result.given = moved[0], self.given
         return result
 
-    def channels(self, classes: Sequence[int]) -> torch.Tensor | None:
-        """Prompts ``[n, h, w, d]`` in {0, 1} of some classes; None where all are empty: text alone."""
-        masks = [self._channel(n) for n in classes]
-        if not any(bool(mask.any()) for mask in masks if mask is not None):
+    def packed(self, classes: Sequence[int]) -> torch.Tensor | None:
+        """Prompts of some classes, see ``pack_masks``; None where all are empty: text alone."""
+        if self.labels is None and not self.given.intersection(classes):
             return None
-        shape = next(mask.shape for mask in masks if mask is not None)
-        return torch.stack([torch.zeros(shape, dtype=torch.bool) if mask is None else mask for mask in masks]).float()
+        bits = pack_masks(self._channel(n) for n in classes)
+        return bits if bits.any() else None
 
-    def _channel(self, n: int) -> torch.Tensor | None:
-        if n in self.given and self.bits is not None:
+    def _channel(self, n: int) -> torch.Tensor:
+        if self.bits is not None and (n in self.given or self.labels is None):
             return _plain(self.bits, n)
-        if self.labels is None:
-            return None
-        return convert_to_tensor(self.labels, track_meta=False)[0].cpu() == self.ids[n]
+        labels: torch.Tensor = self.labels  # type: ignore[assignment]
+        return convert_to_tensor(labels, track_meta=False)[0].cpu() == self.ids[n]
 
 
 def _plain(bits: MetaTensor, n: int) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from scripts.inferers.refinement import RefinementInferer
 from scripts.inferers.window_grid import Box, WindowGrid
 from scripts.inferers.window_run import Answer, Question, RunStatistics, WindowRun
 from scripts.inferers.window_sum import WindowSum
+from scripts.transforms.grid_merger import BITS
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +114,7 @@ class PromptWindowInferer(Inferer):
         windows: Sequence[int] | None = None,
         previous: torch.Tensor | Answer | None = None,
         return_disagreement: bool | None = None,
+        keep: Sequence[int] | None = None,
         **options: Any,
     ) -> torch.Tensor | Answer:
         """Segment a whole volume, or bring an earlier answer up to date where prompts were edited.
@@ -124,16 +127,19 @@ class PromptWindowInferer(Inferer):
             inputs: image ``[B, 1, H, W, D]``.
             network: any callable ``(image, queries, prompts)`` giving logits ``[B, N, H, W, D]``.
             queries: ``[B, N, L]`` or ``[N, L]``; with several images in a batch all ask the same.
-            prompts: starting S_p ``[B, N, H, W, D]`` of any type, on any device; None is text-only.
+            prompts: starting S_p ``[B, N, H, W, D]`` of any type, on any device, or uint8 ``[B, ceil(N / 8), H, W, D]``
+                packed by ``pack_masks``; None is text-only.
             windows: numbers of the windows to predict anew, from ``touched_windows``; all where None.
             previous: what the call before returned; needed with ``windows``, and left as it is.
             return_disagreement: for this call, instead of the constructor's; also handed to the window inferer.
+            keep: places of the queries whose probabilities are wanted, all N where None; the others are asked along
+                for the sake of their prompts.
             options: handed to the window inferer where not None, such as ``iterations`` and ``mirrored_queries``.
 
         Returns:
-            Probabilities ``[B, N, H, W, D]`` in the accumulators' type and place, with the metadata of ``inputs``;
-            with ``return_disagreement`` also the largest disagreement of any class ``[B, 1, H, W, D]``, or None
-            where the window inferer measured none.
+            Probabilities ``[B, N, H, W, D]`` (of ``keep``: their number instead of N) in the accumulators' type and
+            place, with the metadata of ``inputs``; with ``return_disagreement`` also the disagreement of each voxel's
+            most probable class ``[B, 1, H, W, D]``, or None where the window inferer measured none.
 
         Raises:
             ValueError: where shapes disagree, or one of ``windows`` and ``previous`` comes without the other.
@@ -141,7 +147,7 @@ class PromptWindowInferer(Inferer):
         """
         began = time.perf_counter()
         given = {**options, "return_disagreement": return_disagreement}
-        question = self._question(inputs, network, queries, prompts, given)
+        question = self._question(inputs, network, queries, prompts, given, keep)
         start = _checked_start(question, previous, windows)
         out = self._run_within_memory(question, start, windows)
         self.last_run.seconds = time.perf_counter() - began
@@ -158,17 +164,19 @@ class PromptWindowInferer(Inferer):
         queries: torch.Tensor,
         prompts: torch.Tensor | None,
         options: Mapping[str, Any],
+        keep: Sequence[int] | None,
     ) -> Question:
         shape = tuple(inputs.shape[2:])
         queries = queries[0] if queries.ndim == 3 else queries
-        if prompts is not None and tuple(prompts.shape) != (inputs.shape[0], len(queries), *shape):
+        planes = (len(queries), math.ceil(len(queries) / BITS))
+        if prompts is not None and tuple(prompts.shape) not in [(inputs.shape[0], n, *shape) for n in planes]:
             raise ValueError(
                 f"prompts of shape {tuple(prompts.shape)} do not fit {len(queries)} queries on an image of {shape}"
             )
         image = convert_to_tensor(inputs, track_meta=False)
         own = None if prompts is None else convert_to_tensor(prompts, track_meta=False)
         given = {name: value for name, value in options.items() if value is not None}
-        return Question(image, network, queries, own, self.grid(shape), given)
+        return Question(image, network, queries, own, self.grid(shape), given, None if keep is None else list(keep))
 
     def _run_within_memory(self, question: Question, start: Answer | None, windows: Sequence[int] | None) -> Answer:
         """The run as set up or, where the GPU's memory is too small for it, the one that needs least."""
@@ -193,8 +201,8 @@ class PromptWindowInferer(Inferer):
     ) -> Answer:
         """One run; where it fails for lack of memory, all it held is free again afterwards."""
         with torch.no_grad():
-            items, classes = len(question.image), len(question.queries)
-            sums = WindowSum(question.grid, items, classes, self.accumulate, device, start, windows)
+            items = len(question.image)
+            sums = WindowSum(question.grid, items, question.classes, self.accumulate, device, start, windows)
             run = WindowRun(question, sums, self.window_inferer, batch_size, self.skip_constant, self.window_cache)
             out = run(self.show_progress)
         self.last_run = run.statistics
@@ -206,7 +214,7 @@ class PromptWindowInferer(Inferer):
         if self.device is not None:
             return self.device
         voxels = question.image[:, 0].numel()
-        size = voxels * (len(question.queries) + 1) * self.accumulate.itemsize / GIB
+        size = voxels * (question.classes + 1) * self.accumulate.itemsize / GIB
         if self.memory_gb is None or size <= self.memory_gb or own.type == "cpu":
             return own
         logger.info("probabilities need %.2f GiB, more than memory_gb=%g: kept on the host", size, self.memory_gb)
@@ -224,7 +232,7 @@ def _checked_start(
     if windows and not 0 <= min(windows) <= max(windows) < len(question.grid):
         raise ValueError(f"window inferer: windows must lie in 0..{len(question.grid) - 1}, got {list(windows)}")
     probabilities, disagreement = previous if isinstance(previous, tuple) else (previous, None)
-    wanted = (len(question.image), len(question.queries), *question.grid.shape)
+    wanted = (len(question.image), question.classes, *question.grid.shape)
     if tuple(probabilities.shape) != wanted:
         raise ValueError(f"window inferer: previous has shape {tuple(probabilities.shape)}, not the {wanted} asked for")
     plain = convert_to_tensor(probabilities, track_meta=False)

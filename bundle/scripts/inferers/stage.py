@@ -81,7 +81,8 @@ class Stage:
             image: from ``on_grid``.
             networks: the network, or the stages' networks in a ``ModuleDict``.
             queries: ``[n, L]``; the work is done on their device.
-            prompts: starting S_p ``[n, h, w, d]``, or None.
+            prompts: starting S_p ``[n, h, w, d]`` of any type, or packed by ``pack_masks``, or None. The inferer moves
+                their windows to the queries' device.
             options: handed to the inferer; those that are None are left out.
 
         Returns:
@@ -89,7 +90,7 @@ class Stage:
             ``[1, h, w, d]``.
         """
         given = {name: value for name, value in options.items() if value is not None}
-        start = None if prompts is None else prompts[None].to(queries.device)
+        start = None if prompts is None else prompts[None]
         batch = image[None].to(queries.device)
         out = self.inferer(batch, self.network(networks), queries=queries, prompts=start, **given)
         if isinstance(out, tuple):

@@ -55,7 +55,7 @@ class TwoStageInferer(Inferer):
     target's policy may exclude a stage. A mask of the user's stays the prompt of its target in both stages.
 
     Targets are worked in blocks, so that the probabilities in memory fit ``memory_gb`` however many are asked for;
-    each block is merged at the image's own resolution before the next one starts.
+    each block is merged at the image's own resolution before the next one starts. Blocks do not change the answer.
 
     Args:
         terminology: has the targets' policies.
@@ -94,6 +94,8 @@ class TwoStageInferer(Inferer):
             raise ValueError(f"stages is [1], [2] or [1, 2] of those given ({sorted(self.stage)}), got {list(stages)}")
         if refinements != BY_POLICY and (not str(refinements).isdigit()):
             raise ValueError(f"refinements is 'policy' or a number from 0 on, got {refinements!r}")
+        if not 0 < threshold <= 1 or memory_gb <= 0:
+            raise ValueError(f"wanted 0 < threshold <= 1 and memory_gb > 0, got {threshold} and {memory_gb}")
         self.terminology = terminology
         self.threshold = threshold
         self.refinements = refinements
@@ -202,17 +204,20 @@ class TwoStageInferer(Inferer):
         if region is not None:
             volume = cast(MetaTensor, SpatialCrop(roi_slices=list(region.slices))(volume))
         grid = stage.on_grid(volume, case.keys(classes), stage.spacing(case.volume))
-        prompts = source.on_grid(grid)
+        prompts = source.on_grid(grid).packed(classes)
         blocks = self._blocks(stage, case, classes, grid)
         logger.info("stage %d: %s, targets: %d, in %d blocks", stage.number, _facts(grid), len(classes), len(blocks))
-        for steps, block in blocks:
+        for steps, group, block in blocks:
+            # All targets see each other's prompts, so where there are any those of other blocks are asked along.
+            asked = list(classes) if prompts is not None else group if steps else block
             probabilities, disagreement = stage(
                 grid,
                 case.networks,
-                case.queries[block],
-                prompts.channels(block),
+                case.queries[asked],
+                prompts,
                 iterations=steps,
-                mirrored_queries=None if case.mirrored is None else case.mirrored[block],
+                mirrored_queries=None if case.mirrored is None else case.mirrored[asked],
+                keep=None if len(asked) == len(block) else [asked.index(n) for n in block],
                 return_disagreement=True if self.keep_disagreement else None,
             )
             window = None if region is None else region.slices
@@ -223,14 +228,17 @@ class TwoStageInferer(Inferer):
 
     def _blocks(
         self, stage: Stage, case: _Case, classes: Sequence[int], grid: MetaTensor
-    ) -> list[tuple[int, list[int]]]:
-        """Targets to run together: equally many refinements, and no more than memory allows."""
-        most = max(1, int(self.memory_gb * 2**30 / (BYTES_PER_PROBABILITY * grid[0].numel())))
+    ) -> list[tuple[int, list[int], list[int]]]:
+        """Refinements, all targets that get as many, and those to keep: no more than memory allows.
+
+        One volume of the budget is left for the disagreement.
+        """
+        most = max(1, int(self.memory_gb * 2**30 / (BYTES_PER_PROBABILITY * grid[0].numel())) - 1)
         steps = {n: self._steps(case.targets[n], stage.number) for n in classes}
         blocks = []
         for count, group in groupby(sorted(classes, key=steps.__getitem__), key=steps.__getitem__):
             members = list(group)
-            blocks += [(count, members[start : start + most]) for start in range(0, len(members), most)]
+            blocks += [(count, members, members[start : start + most]) for start in range(0, len(members), most)]
         return blocks
 
     def _steps(self, target: RequestedTarget, number: int) -> int:

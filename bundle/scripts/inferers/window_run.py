@@ -13,6 +13,7 @@ from tqdm import tqdm
 from scripts.inferers.feature_cache import FeatureCache, digest
 from scripts.inferers.window_grid import WindowGrid
 from scripts.inferers.window_sum import WindowSum
+from scripts.transforms.grid_merger import unpack_mask
 
 # Probabilities [B, N, ...] and their disagreement [B, 1, ...], None where none was measured.
 Answer = tuple[torch.Tensor, "torch.Tensor | None"]
@@ -47,9 +48,10 @@ class Question:
         image: ``[B, 1, H, W, D]``.
         network: see ``PromptWindowInferer.__call__``, as all of these.
         queries: ``[N, L]``.
-        prompts: ``[B, N, H, W, D]`` or None.
+        prompts: ``[B, N, H, W, D]``, or packed ``[B, ceil(N / 8), H, W, D]``, or None.
         grid: the windows.
         options: keyword arguments for the window inferer: tensors that serve every window whole, and plain values.
+        keep: places of the queries whose answers are wanted, all where None.
     """
 
     image: torch.Tensor
@@ -58,6 +60,12 @@ class Question:
     prompts: torch.Tensor | None
     grid: WindowGrid
     options: Mapping[str, Any] = field(default_factory=dict)
+    keep: list[int] | None = None
+
+    @property
+    def classes(self) -> int:
+        """How many answers are wanted."""
+        return len(self.queries if self.keep is None else self.keep)
 
 
 @dataclass
@@ -149,7 +157,7 @@ class WindowRun:
         """A window of image and prompts, with its answer where the cache knows it."""
         row, grid, prompts = slice(item, item + 1), self.question.grid, self.question.prompts
         image = grid.crop(self.question.image[row], index)
-        own = None if prompts is None else grid.crop(prompts[row], index).to(image)
+        own = None if prompts is None else self._unpacked(grid.crop(prompts[row], index)).to(image)
         window = _Window(item, index, image, own)
         if self._key is not None and self.cache is not None:
             window.key = (*self._key, digest(image), None if own is None else digest(own))
@@ -158,6 +166,13 @@ class WindowRun:
                 window.answer = _as_answer(found)
                 self.statistics.cached += 1
         return window
+
+    def _unpacked(self, prompts: torch.Tensor) -> torch.Tensor:
+        """Prompts ``[1, N, h, w, d]`` of a window, packed or not."""
+        count = len(self.question.queries)
+        if prompts.shape[1] == count:  # of one class, packed bits are the mask itself
+            return prompts
+        return torch.stack([unpack_mask(prompts[0], n) for n in range(count)])[None]
 
     def _finish(self, queue: list[_Window]) -> int:
         """Predict those windows of the queue that have no answer yet, as one batch, and add all of them."""
@@ -174,24 +189,29 @@ class WindowRun:
         return len(queue)
 
     def _predict(self, waiting: list[_Window]) -> list[Answer]:
-        """The answer for each window, its disagreement reduced to the largest over the classes."""
+        """The answer for each window, its disagreement reduced to that of each voxel's most probable class."""
         ask = self.question
         image = torch.cat([window.image for window in waiting])
         given = [window.prompts for window in waiting if window.prompts is not None]
         prompts = torch.cat(given) if given else None
         out = self.window_inferer(image, ask.network, ask.queries, prompts, **ask.options)
         probabilities, disagreement = out if isinstance(out, tuple) else (out, None)
+        if ask.keep is not None:
+            probabilities = probabilities[:, ask.keep]
+            disagreement = None if disagreement is None else disagreement[:, ask.keep]
         rows = probabilities.split(1)
         if disagreement is None:
             return [(row, None) for row in rows]
-        return list(zip(rows, disagreement.amax(dim=1, keepdim=True).split(1), strict=True))
+        if disagreement.shape[1] > 1:
+            disagreement = disagreement.gather(1, probabilities.argmax(dim=1, keepdim=True))
+        return list(zip(rows, disagreement.split(1), strict=True))
 
     def _key_of_all_windows(self, cache: FeatureCache) -> tuple[Hashable, ...] | None:
         """What every window's answer depends on besides its own voxels; None where that cannot be told."""
         ask = self.question
         if not isinstance(ask.network, torch.nn.Module) or not isinstance(self.window_inferer, Inferer):
             return None
-        options = {"queries": ask.queries, **ask.options}
+        options = {"queries": ask.queries, "keep": ask.keep, **ask.options}
         asked = tuple((n, digest(v) if isinstance(v, torch.Tensor) else repr(v)) for n, v in sorted(options.items()))
         return ("window", *cache.computation_key(ask.network, ask.image.device), _settings(self.window_inferer), asked)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import SpatialResample
@@ -194,12 +195,24 @@ def unpack_mask(mask_bits: torch.Tensor, index: int) -> torch.Tensor:
     return (mask_bits[index // BITS] >> (index % BITS) & 1).bool()
 
 
-def pack_masks(masks: Sequence[torch.Tensor]) -> torch.Tensor:
-    """uint8 ``[ceil(N / 8), H, W, D]`` of N masks ``[H, W, D]``, see ``GridMerger.mask_bits``."""
-    bits = torch.zeros((math.ceil(len(masks) / BITS), *masks[0].shape), dtype=torch.uint8)
+def pack_masks(masks: Iterable[torch.Tensor]) -> torch.Tensor:
+    """uint8 ``[ceil(N / 8), H, W, D]`` of N masks ``[H, W, D]``, see ``GridMerger.mask_bits``.
+
+    From a generator, only one mask at a time is in memory.
+    """
+    planes: list[torch.Tensor] = []
     for index, mask in enumerate(masks):
-        bits[index // BITS] |= (mask != 0).to(torch.uint8).cpu() << (index % BITS)
-    return bits
+        if index % BITS == 0:
+            planes.append(torch.zeros(mask.shape, dtype=torch.uint8))
+        planes[-1] |= (mask != 0).to(torch.uint8).cpu() << (index % BITS)
+    return torch.stack(planes)
+
+
+def filled_masks(mask_bits: torch.Tensor, count: int) -> list[bool]:
+    """Which of the first ``count`` masks of ``GridMerger.mask_bits`` have any voxel, without unpacking them."""
+    planes = convert_to_tensor(mask_bits, track_meta=False).cpu().numpy()
+    seen = [int(np.bitwise_or.reduce(plane, axis=None)) for plane in planes]
+    return [bool(seen[index // BITS] >> (index % BITS) & 1) for index in range(count)]
 
 
 def _bounding_box(mask: torch.Tensor) -> tuple[list[int], list[int]] | None:

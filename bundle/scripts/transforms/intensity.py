@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, ScaleIntensityRange, Transform
+from monai.utils import ImageMetaKey
 
 from scripts.errors import InputError
 from scripts.request import decode_request
 
+logger = logging.getLogger(__name__)
 DEFAULT_WINDOW = "soft_tissue"
+DICOM_MODALITIES = {"CT": "CT", "MR": "MRI", "PT": "PET", "US": "US"}  # code of the header -> ours
 # Width and level in Hounsfield units, the values of configs/terminology.json.
 CT_WINDOWS: Mapping[str, tuple[float, float]] = {
     "soft_tissue": (400, 40),
@@ -92,7 +97,8 @@ class ScaleByModality(Transform):
 class ScaleByModalityd(MapTransform):
     """Dictionary version of ``ScaleByModality``; modality and window come from the request where there is one.
 
-    Targets that agree on a CT window get it, others the constructor's.
+    Targets that agree on a CT window get it, others the constructor's. A DICOM header that says another modality than
+    the request is warned of: the grey values would be scaled for the wrong one.
 
     Args:
         keys: images to scale.
@@ -127,8 +133,19 @@ class ScaleByModalityd(MapTransform):
             wanted = {target.window for target in request.targets}
             modality, window = request.modality, wanted.pop() if len(wanted) == 1 else None
         for key in self.key_iterator(d):
+            if modality is not None:
+                _warn_of_another(modality, d[key])
             d[key] = self.transform(d[key], modality, window)
         return d
+
+
+def _warn_of_another(modality: str, image: torch.Tensor) -> None:
+    """Say so where the image's DICOM header contradicts the modality of the request."""
+    code = image.meta.get("modality") if isinstance(image, MetaTensor) else None
+    stored = DICOM_MODALITIES.get(str(code))
+    if stored is not None and stored != modality:
+        name = Path(str(image.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "image"))).name
+        logger.warning("%s: the DICOM header says %s, the request is for %s: set modality", name, stored, modality)
 
 
 def _percentile(values: torch.Tensor, percent: float) -> float:

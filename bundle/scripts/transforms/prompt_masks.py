@@ -16,7 +16,7 @@ from monai.utils import MetaKeys, convert_to_tensor
 
 from scripts.errors import InputError
 from scripts.request import Request, decode_request
-from scripts.transforms.grid_merger import native_shape, pack_masks
+from scripts.transforms.grid_merger import filled_masks, native_shape, pack_masks
 from scripts.transforms.reading import LoadVolume
 from scripts.transforms.resampling import resample_like
 
@@ -95,20 +95,22 @@ class LoadPromptMasksd(Transform):
         request, image = decode_request(d[self.request_key]), d[self.image_key]
         if isinstance(paths, (str, Path)):
             labels = self._on_image_grid(paths, image)
-            masks = [torch.isin(labels, torch.tensor(v, dtype=torch.float32)) for v in self._values(request, names)]
+            values = self._values(request, names)
+            bits = pack_masks(torch.isin(labels, torch.tensor(v, dtype=torch.float32)) for v in values)
         else:
             if len(paths) != len(request.targets):
                 asked = ", ".join(target.name for target in request.targets)
                 raise InputError(
                     f"{len(paths)} prompt masks for {len(request.targets)} targets ({asked}): give one each"
                 )
-            masks = [self._on_image_grid(path, image) > 0 for path in paths]
-        empty = [target.name for target, mask in zip(request.targets, masks, strict=True) if not mask.any()]
+            bits = pack_masks(self._on_image_grid(path, image) > 0 for path in paths)
+        filled = filled_masks(bits, len(request.targets))
+        empty = [target.name for target, any_voxel in zip(request.targets, filled, strict=True) if not any_voxel]
         if len(empty) == len(request.targets):
             raise InputError(f"the prompt mask holds none of the structures asked for: {', '.join(empty)}")
         if empty:
             logger.info("no prompt for %s: found by text alone", ", ".join(empty))
-        d[self.prompts_key] = MetaTensor(pack_masks(masks), affine=image.affine)
+        d[self.prompts_key] = MetaTensor(bits, affine=image.affine)
         return d
 
     def _on_image_grid(self, path: str | Path, image: MetaTensor) -> torch.Tensor:

@@ -75,7 +75,7 @@ class EncodePrompts(Transform):
                 ``UnknownPromptError``, with suggestions, for text that is not understood.
         """
         texts = as_texts(prompts)
-        return make_request(texts, *self._targets(texts, modality))
+        return self._request(texts, *self._targets(texts, modality))
 
     def __call__(self, prompts: str | Sequence[str], modality: str | None = None) -> tuple[Request, torch.Tensor]:
         """Understand the words and look up their vectors.
@@ -89,7 +89,7 @@ class EncodePrompts(Transform):
         texts = as_texts(prompts)
         targets, sentences = self._targets(texts, modality)
         try:
-            request = make_request(texts, targets, sentences)
+            request = self._request(texts, targets, sentences)
             return request, self.bank.lookup(sentences, request.modality)
         except ValueError as e:
             raise InputError(str(e)) from e
@@ -111,15 +111,21 @@ class EncodePrompts(Transform):
             for target in targets:
                 if target.key not in found:
                     found[target.key] = target, self._sentence(target, text if len(targets) == 1 else target.matched)
-        if self.trained is not None and not self.allow_untrained:
-            known = {name.lower() for name in self.trained}
-            foreign = [target.name for target, _ in found.values() if target.name.lower() not in known]
-            if foreign:
-                raise InputError(
-                    f"these weights were not trained for {', '.join(foreign)}; they know: {', '.join(self.trained)} "
-                    "(allow_untrained true asks them all the same)"
-                )
+        foreign = self._untrained([target for target, _ in found.values()])
+        if foreign and not self.allow_untrained:
+            raise InputError(
+                f"these weights were not trained for {', '.join(foreign)}; they know: {', '.join(self.trained or ())} "
+                "(allow_untrained true asks them all the same)"
+            )
         return [target for target, _ in found.values()], [sentence for _, sentence in found.values()]
+
+    def _request(self, texts: Sequence[str], targets: Sequence[Target], sentences: Sequence[str]) -> Request:
+        return make_request(texts, targets, sentences, untrained=self._untrained(targets))
+
+    def _untrained(self, targets: Sequence[Target]) -> list[str]:
+        """Names of the targets that the weights do not know."""
+        known = {name.lower() for name in self.trained or ()}
+        return [] if self.trained is None else [target.name for target in targets if target.name.lower() not in known]
 
     def _sentence(self, target: Target, own: str) -> str:
         """What to embed for a target: the user's ``own`` words where they may be used, else the canonical sentence."""
@@ -199,6 +205,9 @@ class EncodePromptsd(Transform):
         """Return a copy of ``data`` with request and queries ``[N, L]`` added and the words removed."""
         d = dict(data)
         request, queries = self.transform(d.pop(self.text_key), d.pop(self.modality_key, None))
+        untrained = [target.name for target in request.targets if not target.trained]
+        if untrained:
+            logger.warning("the weights were never trained for %s: the answer means nothing", ", ".join(untrained))
         d[self.request_key], d[self.queries_key] = encode_request(request), queries
         if self.mirror:
             d[self.mirrored_key] = self.transform.mirrored(request)
