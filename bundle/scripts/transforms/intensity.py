@@ -141,8 +141,9 @@ class ScaleByModalityd(MapTransform):
 
 def _warn_of_another(modality: str, image: torch.Tensor) -> None:
     """Say so where the image's DICOM header contradicts the modality of the request."""
-    code = image.meta.get("modality") if isinstance(image, MetaTensor) else None
-    stored = DICOM_MODALITIES.get(str(code))
+    if not isinstance(image, MetaTensor):
+        return
+    stored = DICOM_MODALITIES.get(str(image.meta.get("modality")))
     if stored is not None and stored != modality:
         name = Path(str(image.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "image"))).name
         logger.warning("%s: the DICOM header says %s, the request is for %s: set modality", name, stored, modality)
