@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from scripts.commands.embed import embed
 from scripts.commands.parse import parse
+from scripts.commands.prepare import prepare
 from scripts.commands.segment import segment
 from scripts.commands.targets import targets
 from scripts.errors import find_user_error
@@ -49,6 +50,7 @@ app.command()(segment)
 app.command()(targets)
 app.command()(parse)
 app.command()(embed)
+app.command()(prepare)
 
 
 if __name__ == "__main__":

@@ -104,3 +104,10 @@ def test_dictionary_form_repeats_with_its_seed_and_drops_the_table(labels):
     assert torch.equal(first["queries"], again["queries"])
     assert not torch.equal(first["queries"], other["queries"])
     assert first["label"].shape == (6, 8, 8, 8)
+
+
+def test_a_patch_without_targets_can_be_asked_for_absent_ones():
+    nothing = torch.zeros(1, 4, 4, 4, dtype=torch.int16)
+    asked = [real(sampler(seed, max_queries=1, absent_if_empty=1)(nothing, SENTENCES)) for seed in range(8)]
+    assert all(len(values) == 1 for values in asked)
+    assert len({values[0] for values in asked}) > 3

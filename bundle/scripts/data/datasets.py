@@ -42,25 +42,56 @@ class SeededDataset(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         """Sample ``index``; adds ``progress`` (0 to 1), the share of the run that lies behind it."""
-        rng = np.random.default_rng([self.seed, index])
-        case = dict(self.data[rng.integers(len(self.data))])
+        rng = self._generator(index)
+        case = dict(self.data[self.draw_case(rng)])
         case["progress"] = index / max(self.length - 1, 1)
         if hasattr(self.transform, "set_random_state"):
             self.transform.set_random_state(seed=int(rng.integers(2**31)))
         return self.transform(case)
 
+    def draw_case(self, rng: np.random.Generator) -> int:
+        """Number of a case; all are as likely."""
+        return int(rng.integers(len(self.data)))
+
+    def case_of(self, index: int) -> tuple[int, Mapping[str, Any]]:
+        """Number and entry of the case that sample ``index`` is cut from; nothing is read."""
+        number = self.draw_case(self._generator(index))
+        return number, self.data[number]
+
+    def _generator(self, index: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, index])
+
 
 class ResumableSampler(Sampler[int]):
-    """Samples in order from ``start`` on; a resumed run sets ``start`` to what was already seen."""
+    """This process's samples in order from ``start`` on; a resumed run sets ``start`` to what all have seen.
 
-    def __init__(self, length: int, start: int = 0) -> None:
-        self.length, self.start = length, start
+    Every process takes its part of every step's samples, so that a step is made of the same samples, however many
+    processes share them.
+
+    Args:
+        length: samples in the whole run, of all processes.
+        start: first sample; a multiple of ``step_size``.
+        step_size: samples of one optimiser step, of all processes; a multiple of ``world_size``.
+        rank: number of this process, from 0.
+        world_size: number of processes.
+    """
+
+    def __init__(self, length: int, start: int = 0, step_size: int = 1, rank: int = 0, world_size: int = 1) -> None:
+        if step_size % world_size or length % step_size or not 0 <= rank < world_size:
+            raise ValueError(
+                f"training: {length} samples in steps of {step_size} for process {rank} of {world_size} arrived; whole "
+                "steps are wanted, and every process the same number of each"
+            )
+        self.length, self.start, self.step_size = length, start, step_size
+        self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
-        return max(self.length - self.start, 0)
+        return max(self.length - self.start, 0) // self.world_size
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.length))
+        share = self.step_size // self.world_size
+        for first in range(self.start + self.rank * share, self.length, self.step_size):
+            yield from range(first, first + share)
 
 
 def sentence_table(

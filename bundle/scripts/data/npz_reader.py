@@ -1,8 +1,8 @@
 """Read and write the NPZ files of the CVPR 2025 text-guided segmentation challenge.
 
-A file holds ``imgs`` (D, H, W) uint8 in 0..255, ``spacing`` in mm, optionally ``gts``, and ``text_prompts``: a
-dictionary label value -> sentence with the flag ``instance_label``, pickled inside an object array. That pickle comes
-from strangers and is read by ``plain_pickle``, never by NumPy.
+A file holds ``imgs`` (D, H, W) uint8 in 0..255, ``spacing`` in mm, optionally ``gts`` (label values), and
+``text_prompts``: a dictionary label value -> sentence with the flag ``instance_label``, pickled inside an object array.
+That pickle comes from strangers and is read by ``plain_pickle``, never by NumPy.
 
 The array's axes are z, y, x. Without more the volume is taken to lie as most scanners store it, x to the left, y to
 the back, z to the head, and ``spacing`` is in the challenge's order (H, W, D). A file that also has ``direction`` (3x3)
@@ -74,6 +74,23 @@ class NpzReader(ImageReader):
         """What ``read`` returned."""
         volume, meta = img
         return volume, meta
+
+
+def npz_labels(path: str | Path) -> np.ndarray:
+    """``gts`` as ``[x, y, z]`` label values, on the grid of the volume as ``NpzReader`` gives it.
+
+    Raises:
+        InputError: damaged, no ``gts``, not whole numbers, or of another shape than ``imgs``.
+    """
+    file = Path(path)
+    with _open(file) as archive:
+        if "gts" not in archive:
+            raise InputError(f"{file.name}: no gts in it, found {sorted(archive.names)[:8]}: wanted a labelled file")
+        shape, dtype = archive.header("gts")
+        wanted, _ = archive.header("imgs")
+        if dtype.kind not in "iub" or shape != wanted:
+            raise InputError(f"{file.name}: gts is {dtype} of shape {shape}, wanted whole numbers of shape {wanted}")
+        return archive.array("gts").transpose(2, 1, 0)
 
 
 def npz_prompts(path: str | Path) -> tuple[dict[int, str], bool]:

@@ -22,6 +22,8 @@ class SampleQueries(Randomizable, Transform):
             the modality as second argument where the call has one.
         max_queries: number of slots N.
         absent: most absent targets, as a share of the present ones.
+        absent_if_empty: absent targets that a patch without any present one is asked for. With 0 it is asked for
+            nothing and teaches nothing, which costs many steps where targets are small (lesions).
         canonical: ask for every present target once, by its first sentence, without chance (validation).
     """
 
@@ -31,8 +33,9 @@ class SampleQueries(Randomizable, Transform):
         max_queries: int = 32,
         absent: float = 1 / 3,
         canonical: bool = False,
+        absent_if_empty: int = 0,
     ) -> None:
-        self.embed = embed
+        self.embed, self.absent_if_empty = embed, absent_if_empty
         self.max_queries, self.absent, self.canonical = max_queries, absent, canonical
 
     def randomize(self, data: tuple[Sequence[int], Mapping[int, Sequence[str]]]) -> None:
@@ -45,7 +48,9 @@ class SampleQueries(Randomizable, Transform):
         present = [value for value in sentences if value in set(present)]
         missing = [value for value in sentences if value not in set(present)]
         most = min(len(missing), int(len(present) * self.absent), self.max_queries)
-        absent = list(self.R.permutation(missing)[: self.R.randint(most + 1)])
+        shuffled = self.R.permutation(missing)
+        count = self.R.randint(most + 1) if present else min(self.absent_if_empty, self.max_queries)
+        absent = list(shuffled[:count])
         chosen = list(self.R.permutation(present)[: self.max_queries - len(absent)])
         pairs = [(int(v), list(self.R.permutation(sentences[int(v)]))) for v in chosen + absent]
         asked = [(value, words[0]) for value, words in pairs]
