@@ -93,6 +93,71 @@ def test_whole_channels_are_dropped_at_their_rate():
     assert np.mean(gone) == pytest.approx(0.1, abs=0.035)
 
 
+def test_a_dropped_channel_is_in_neither_prompt():
+    transform = seeded(p_zero=0.0, p_channel_drop=0.5, drop_range=(0.0, 0.0), add_range=(0.0, 0.0))
+    masks = torch.zeros(6, 12, 12, 12, dtype=torch.uint8)
+    for channel in range(6):
+        masks[channel, 2 * channel : 2 * channel + 2] = 1
+    shown = 0
+    for _ in range(60):
+        prompts, foreground = transform(masks)
+        in_foreground = (masks * foreground).flatten(1).any(dim=1)
+        assert torch.all(prompts.flatten(1).any(dim=1) <= in_foreground)
+        assert torch.equal(in_foreground, (masks * foreground == masks).flatten(1).all(dim=1))
+        shown += int(in_foreground.sum())
+    assert shown / 360 == pytest.approx(0.5, abs=0.08)
+
+
+def test_each_block_size_is_drawn_as_often():
+    transform = seeded(**ALWAYS, add_range=(0.0, 0.0), drop_range=(0.5, 0.5))
+    counts = dict.fromkeys((4, 8, 16, 32), 0)
+    for _ in range(160):
+        kept = transform(torch.ones(1, 64, 64, 64))[1]
+        counts[max(side for side in counts if set(blocks_of(kept, side).unique().tolist()) <= {0.0, 1.0})] += 1
+    assert all(count / 160 == pytest.approx(0.25, abs=0.1) for count in counts.values()), counts
+
+
+def test_drop_and_add_probabilities_are_drawn_evenly_from_their_ranges():
+    """Small blocks, of which there are many, show the probability that one call drew."""
+    transform = seeded(**ALWAYS, block_sizes=(1,), drop_range=(0.3, 0.9), add_range=(0.0, 0.02))
+    dropped, added = [], []
+    for _ in range(150):
+        dropped.append(1 - transform(torch.ones(1, 24, 24, 24))[1].float().mean().item())
+        none = transform(torch.zeros(1, 24, 24, 24))[1].float().mean().item()
+        added.append(none / (1 - transform._p_drop))  # only among the blocks that are not dropped
+    for values, low, high in ((dropped, 0.3, 0.9), (added, 0.0, 0.02)):
+        share = (np.array(values) - low) / (high - low)
+        assert share.min() > -0.25
+        assert share.max() < 1.25
+        assert np.quantile(share, [0.25, 0.5, 0.75]) == pytest.approx([0.25, 0.5, 0.75], abs=0.12)
+
+
+def test_added_blocks_go_to_a_nonempty_random_subset_of_channels():
+    transform = seeded(**ALWAYS, drop_range=(0.0, 0.0), add_range=(0.5, 0.5), block_sizes=(4,))
+    prompts, foreground = transform(torch.zeros(4, 64, 64, 64))
+    counts = blocks_of(prompts, 4).sum(dim=0)
+    chosen = blocks_of(foreground, 4)[0] == 1
+    assert chosen.float().mean() == pytest.approx(0.5, abs=0.03)
+    assert counts[~chosen].max() == 0
+    for size in (1, 2, 3, 4):
+        assert (counts[chosen] == size).float().mean() == pytest.approx(0.25, abs=0.04)
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(1, 5))
+def test_the_class_prompts_lie_within_the_foreground_prompt(seed, channels):
+    """A block dropped from S_f is empty in S_p too, so drop and add coincide in neither."""
+    masks = torch.rand(channels, 20, 18, 12, generator=torch.Generator().manual_seed(seed)) < 0.4
+    prompts, foreground = seeded(seed, p_zero=0.0, add_range=(0.0, 0.3))(masks)
+    assert torch.all(prompts.amax(dim=0) <= foreground[0])
+
+
+def test_the_defaults_are_those_of_algorithm_1():
+    transform = RandSpatialPrompt()
+    assert (transform.p_zero, transform.p_channel_drop, transform.block_sizes) == (0.35, 0.1, (4, 8, 16, 32))
+    assert (transform.drop_range, transform.add_range) == ((0.3, 0.9), (0.0, 0.02))
+    assert RandSpatialPromptd("label", transform).p_withhold == 0.1
+
+
 def test_same_seed_same_prompts():
     masks = torch.rand(3, 24, 24, 24) < 0.4
     first, again, other = (seeded(seed, p_zero=0.0)(masks) for seed in (1, 1, 2))

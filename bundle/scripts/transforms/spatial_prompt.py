@@ -99,8 +99,8 @@ class RandSpatialPromptd(Randomizable, MapTransform):
     Args:
         keys: keys of the masks ``[N, H, W, D]``.
         transform: the array transform.
-        p_withhold: probability that S_p is withheld from the network altogether, marked by an all-zero prompt and
-            ``<key>_withheld`` set to 1 (10 % of the training steps in the paper's recipe).
+        p_withhold: probability that S_p is withheld from the network altogether, which ``<key>_withheld`` says (10 % of
+            the training steps in the paper's recipe); the prompts themselves stay in the data.
     """
 
     def __init__(self, keys: KeysCollection, transform: RandSpatialPrompt, p_withhold: float = 0.1) -> None:
