@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from scripts.commands.embed import embed
+from scripts.commands.evaluate import evaluate
 from scripts.commands.parse import parse
 from scripts.commands.prepare import prepare
 from scripts.commands.segment import segment
@@ -51,6 +52,7 @@ app.command()(targets)
 app.command()(parse)
 app.command()(embed)
 app.command()(prepare)
+app.command()(evaluate)
 
 
 if __name__ == "__main__":
