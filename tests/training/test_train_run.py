@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,68 +13,11 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-TISSUES = [
-    {"values": [0], "mean": 0},
-    {"values": [17], "mean": 220},
-    {"values": [53], "mean": 120},
-    {"values": [507], "mean": 60, "outside": True},
-]
-SMALL = {
-    "label_values": {"Left hippocampus": [17], "Brain-stem": [53]},
-    "tissues": TISSUES,
-    "held_out": ["head_2"],
-    "roi_size": [16, 16, 16],
-    "features": [4, 8],
-    "strides": [1, 2],
-    "query_dim": 24,
-    "max_queries": 4,
-    "num_workers": 0,
-    "val_interval": 3,
-    "val_samples": 2,
-    "log_interval": 3,
-    "segment_steps": [6],
-    "segment_warmup": [2],
-    "segment_lr": [0.003],
-    "device": "$torch.device('cpu')",
-}
-
 
 @pytest.fixture(scope="module")
-def label_maps(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three heads of 48 mm with two structures side by side."""
-    folder = tmp_path_factory.mktemp("maps")
-    for index in range(3):
-        head = np.zeros((48, 48, 48), dtype=np.uint16)
-        head[2:46, 2:46, 2:46] = 507
-        head[6:20, 10:38, 12 + index : 36] = 17
-        head[28:42, 10:38, 12 + index : 36] = 53
-        nib.save(nib.Nifti1Image(head, np.eye(4)), folder / f"head_{index}.nii.gz")
-    return folder
-
-
-def train(
-    bundle_dir: Path, label_maps: Path, output: Path, overlays: tuple[str, ...] = (), **changes: Any
-) -> ConfigWorkflow:
-    names = ("train", "small_network", "brain", *overlays)
-    workflow = ConfigWorkflow(
-        config_file=[str(bundle_dir / "configs" / f"{name}.json") for name in names],
-        workflow_type="train",
-        run_id="training",
-        bundle_root=str(bundle_dir),
-        data_dir=str(label_maps),
-        output_dir=str(output),
-        **{**SMALL, **changes},
-    )
-    workflow.initialize()
-    workflow.run()
-    workflow.finalize()
-    return workflow
-
-
-@pytest.fixture(scope="module")
-def finished(bundle_dir: Path, label_maps: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(train: Callable[..., ConfigWorkflow], tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("run")
-    train(bundle_dir, label_maps, output)
+    train(output)
     return output
 
 
@@ -90,39 +34,37 @@ def test_a_run_leaves_weights_checkpoints_and_curves(finished: Path):
     assert not any(name.startswith("level_embeddings") for name in state)
 
 
-def test_weights_load_strictly_where_they_will_run(finished: Path, bundle_dir: Path):
+def test_weights_load_strictly_where_they_will_run(finished: Path, bundle_dir: Path, small: dict[str, Any]):
     from monai.bundle import ConfigParser
 
     parser = ConfigParser()
     parser.read_config(str(bundle_dir / "configs" / "small_network.json"))
-    parser.update({key: SMALL[key] for key in ("features", "strides", "query_dim")})
+    parser.update({key: small[key] for key in ("features", "strides", "query_dim")})
     network = parser.get_parsed_content("network_def")
     network.load_state_dict(weights(finished), strict=True)
 
 
-def test_the_same_seed_gives_the_same_weights(bundle_dir: Path, label_maps: Path, finished: Path, tmp_path: Path):
-    train(bundle_dir, label_maps, tmp_path)
+def test_the_same_seed_gives_the_same_weights(train: Callable[..., ConfigWorkflow], finished: Path, tmp_path: Path):
+    train(tmp_path)
     for name, tensor in weights(finished).items():
         torch.testing.assert_close(weights(tmp_path)[name], tensor, rtol=0, atol=0)
 
 
 def test_a_stopped_run_continues_as_if_it_had_not_stopped(
-    bundle_dir: Path, label_maps: Path, finished: Path, tmp_path: Path
+    train: Callable[..., ConfigWorkflow], finished: Path, tmp_path: Path
 ):
     """Start again from the checkpoint at step 3 alone: steps 4 to 6 give the very same weights."""
     (tmp_path / "checkpoints").mkdir()
     shutil.copy(finished / "checkpoints" / "checkpoint_iteration=3.pt", tmp_path / "checkpoints")
-    workflow = train(bundle_dir, label_maps, tmp_path)
+    workflow = train(tmp_path)
     assert workflow.parser.get_parsed_content("train#trainer").state.iteration == 6
     for name, tensor in weights(finished).items():
         torch.testing.assert_close(weights(tmp_path)[name], tensor, rtol=0, atol=0)
 
 
-def test_training_learns(bundle_dir: Path, label_maps: Path, tmp_path: Path):
+def test_training_learns(train: Callable[..., ConfigWorkflow], tmp_path: Path):
     """A box in a head, found by its name after a few dozen steps in heads that were held out."""
     workflow = train(
-        bundle_dir,
-        label_maps,
         tmp_path,
         label_values={"Left hippocampus": [17]},
         features=[8, 16, 24],
@@ -138,12 +80,10 @@ def test_training_learns(bundle_dir: Path, label_maps: Path, tmp_path: Path):
 
 
 def test_the_second_stage_starts_from_the_first_stages_weights(
-    bundle_dir: Path, label_maps: Path, finished: Path, tmp_path: Path
+    train: Callable[..., ConfigWorkflow], finished: Path, tmp_path: Path
 ):
     """With a vanishing learning rate they are all but unchanged; with other weights that cannot be."""
     train(
-        bundle_dir,
-        label_maps,
         tmp_path,
         overlays=("brain_refine",),
         initial_weights=str(finished / "model.pt"),
@@ -153,9 +93,9 @@ def test_the_second_stage_starts_from_the_first_stages_weights(
         torch.testing.assert_close(weights(tmp_path)[name], tensor, rtol=0, atol=1e-3)
 
 
-def test_missing_data_is_one_clear_error(bundle_dir: Path, tmp_path: Path):
+def test_missing_data_is_one_clear_error(train: Callable[..., ConfigWorkflow], tmp_path: Path):
     with pytest.raises(RuntimeError) as caught:
-        train(bundle_dir, tmp_path / "nothing_here", tmp_path)
+        train(tmp_path, data_dir=str(tmp_path / "nothing_here"))
     chain, error = [], caught.value
     while error is not None:
         chain.append(str(error))
@@ -163,7 +103,7 @@ def test_missing_data_is_one_clear_error(bundle_dir: Path, tmp_path: Path):
     assert any("set data_dir to the folder of the label maps" in message for message in chain)
 
 
-def test_image_and_label_pairs_train_too(bundle_dir: Path, label_maps: Path, tmp_path: Path):
+def test_image_and_label_pairs_train_too(bundle_dir: Path, label_maps: Path, small: dict[str, Any], tmp_path: Path):
     """train.json without the brain overlay: NIfTI pairs from a case list."""
     import json
 
@@ -188,7 +128,7 @@ def test_image_and_label_pairs_train_too(bundle_dir: Path, label_maps: Path, tmp
         output_dir=str(tmp_path / "out"),
         spacing=[2.0, 2.0, 2.0],
         batch_size=2,
-        **{key: SMALL[key] for key in SMALL if key not in ("label_values", "tissues", "held_out")},
+        **{key: small[key] for key in small if key not in ("label_values", "tissues", "held_out")},
     )
     workflow.initialize()
     workflow.run()
