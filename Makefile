@@ -7,6 +7,10 @@ BIN := $(VENV)/bin
 # The versions in constraints.txt are installed with this uv, and only into .venv.
 UV_INSTALL := $(BIN)/uv pip install --python $(BIN)/python -r pyproject.toml -c constraints.txt
 
+# Overlays of each stage after brain.json, in the order of training; each starts from the weights of an earlier one.
+BRAIN_STAGES := "" ",'configs/brain_refine.json'" ",'configs/brain_robust.json'"\
+ ",'configs/brain_robust.json','configs/brain_fine.json'"
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -39,6 +43,13 @@ lint: setup ## Check style, format, types and file sizes
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	.ci/check_sizes
+
+.PHONY: weights
+weights: setup ## Train the shipped weights again, hours on a CPU (LABEL_MAPS=folder of SynthSeg's label maps)
+	@test -d "$(LABEL_MAPS)" || { echo "error: LABEL_MAPS='$(LABEL_MAPS)' is no folder. Give the label maps of SynthSeg\
+	 (data/training_label_maps): make weights LABEL_MAPS=/path/to/them" >&2; exit 1; }
+	cd bundle && for stage in $(BRAIN_STAGES); do ../$(BIN)/python -m monai.bundle run training --data_dir "$(LABEL_MAPS)"\
+	 --config_file "['configs/train.json','configs/small_network.json','configs/brain.json'$$stage]" || exit 1; done
 
 .PHONY: bench
 bench: setup ## Measure speed and memory on this machine: bench.json

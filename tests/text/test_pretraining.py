@@ -18,7 +18,9 @@ from transformers import BertConfig, BertModel
 
 from scripts.networks import TextProjection
 from scripts.text import EmbeddingBank, Terminology
-from scripts.text.pretraining import InfoNCE, TrainableEncoder, new_encoder, pretrain_projection
+from scripts.text.contrast import InfoNCE
+from scripts.text.pretraining import TrainableEncoder, new_encoder
+from scripts.text.projection_pretraining import pretrain_projection
 from scripts.text.published_encoder import load_published_encoder
 from scripts.text.term_pairs import TermBatches, collect_terms
 from scripts.text.text_encoder import TextEncoder

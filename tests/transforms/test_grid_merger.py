@@ -157,3 +157,27 @@ def test_ids_must_fit_the_classes() -> None:
         GridMerger((2, 2, 2), torch.eye(4), [0, 1])
     with pytest.raises(ValueError, match="2 channels"):
         GridMerger((2, 2, 2), torch.eye(4), [1, 2]).add(torch.ones(2, 2, 2, 2), [0], torch.eye(4))
+
+
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, -1)])
+def test_grids_with_the_same_axes_take_the_short_way_to_the_same_numbers(
+    signs: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Axis by axis or sampled in space: one result, to rounding; an oblique grid is always sampled."""
+    values = torch.rand(3, 9, 8, 1, generator=torch.Generator().manual_seed(1))
+    coarse, fine = affine_of((0, 1, 2), (1, 1, 1), (3.1, 2.9, 20.0)), affine_of((0, 1, 2), signs, (0.7, 1.3, 1.0))
+    fine[:3, 3] = nib.affines.apply_affine(coarse, [4 + 3 * (1 - signs[0]) / 2, 1, 0]) - np.array([3, 2, 1])
+    short = merged(values, [1, 2, 3], coarse, fine, SHAPE)
+    monkeypatch.setattr("scripts.transforms.grid_merger.SHARED_AXES", -1)
+    sampled = merged(values, [1, 2, 3], coarse, fine, SHAPE)
+    assert (short.labels != 0).sum() > 500
+    assert (short.labels != sampled.labels).float().mean() < 1e-3  # voxels on the threshold
+    apart = (short.probability.float() - sampled.probability.float()).abs()[short.labels == sampled.labels]
+    assert apart.max() < 2e-3
+    monkeypatch.undo()
+    calls: list[int] = []
+    tilted = GridMerger(SHAPE, torch.as_tensor(affine_of((0, 1, 2), (1, 1, 1), (1, 1, 1), tilt=10)), [1, 2, 3])
+    sample = tilted.resample.__class__.__call__
+    monkeypatch.setattr(tilted.resample.__class__, "__call__", lambda *a, **k: (calls.append(1), sample(*a, **k))[1])
+    tilted.add(values, range(3), torch.as_tensor(affine_of((0, 1, 2), (1, 1, 1), (1, 1, 1))))
+    assert calls

@@ -39,10 +39,11 @@ def run(settings: Settings) -> Section:
         "published": plain,
         "float32": lambda: own("float32"),
         "bfloat16": lambda: own("bfloat16", True),
-        "one_query": lambda: own("one_query", asked=queries[:, :1]),
     }
     with torch.inference_mode():
-        seconds = side_by_side(calls, 1 if settings.quick else 2, settings.device)
+        seconds = side_by_side(calls, settings.few_rounds(), settings.device)
+        alone = {"one_query": lambda: own("one_query", asked=queries[:, :1])}
+        seconds |= side_by_side(alone, 1, settings.device, warm_up=False)
     apart = float((found["published"] - found["float32"]).abs().max())
     if apart > ROUNDING:
         raise ValueError(f"bench: the two full-size networks differ by {apart:g} in probability: one of them is wrong")

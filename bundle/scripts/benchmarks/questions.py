@@ -27,10 +27,12 @@ def run_parallel(settings: Settings) -> Section:
             inferer(image, network, query)
 
     with torch.inference_mode():
+        inferer(image, network, queries[:1])
         seconds = side_by_side(
             {"together": lambda: inferer(image, network, queries), "one_after_another": one_after_another},
             1 if settings.quick else 2,
             settings.device,
+            warm_up=False,
         )
     count = settings.queries
     return Section(

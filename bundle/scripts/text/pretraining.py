@@ -6,7 +6,7 @@ sentence encoders hardly separate sides (cosine of "left hippocampus" and "right
 loss is slow to pull them apart.
 
 ``configs/pretrain_text.json`` trains projection, modality vectors and, if asked, the language model, and writes the
-published layout; ``pretrain_projection`` prepares the projection of a network on stock sentence vectors in seconds.
+published layout; ``projection_pretraining`` prepares a network's own projection on stock sentence vectors.
 """
 
 from __future__ import annotations
@@ -17,47 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from monai.engines import PrepareBatch
 from torch import Tensor, nn
 
 from scripts.handlers.checkpoints import write_whole
 
-from .embedding_bank import EmbeddingBank
+from .contrast import separation
 from .published_encoder import MAX_TOKENS, NUM_MODALITIES, TOWER_PREFIX, PublishedEncoder
-from .term_pairs import Term, TermBatches, collect_terms
-from .terminology import Terminology
+from .term_pairs import Term
 from .text_encoder import TextEncoder, mean_pool
 
 logger = logging.getLogger(__name__)
 MODALITY_STD = 0.02  # of new modality vectors: small against a query, whose direction the words shall decide
-
-
-class InfoNCE(nn.Module):
-    """Symmetric cross entropy of finding each first sentence's partner among all second ones, and the reverse.
-
-    Args:
-        temperature: of the softmax over cosines.
-    """
-
-    def __init__(self, temperature: float = 0.1) -> None:
-        super().__init__()
-        self.temperature = temperature
-
-    def forward(self, queries: Tensor, ignore: Tensor | None = None) -> Tensor:
-        """A number.
-
-        Args:
-            queries: float ``[2 B, L]``: B first sentences, then their partners.
-            ignore: bool ``[B, B]``, pairs that are no contrast; the diagonal is False.
-        """
-        first, second = F.normalize(queries.float(), dim=-1).chunk(2)
-        similarity = first @ second.T / self.temperature
-        if ignore is not None:
-            similarity = similarity.masked_fill(ignore, float("-inf"))
-        same = torch.arange(len(first), device=queries.device)
-        return (F.cross_entropy(similarity, same) + F.cross_entropy(similarity.T, same)) / 2
 
 
 def new_encoder(
@@ -197,38 +169,6 @@ class SeparationLogger:
         logger.info("text pre-training, step %d: %s", engine.state.iteration, numbers)
 
 
-@torch.no_grad()
-def separation(embed: Callable[[Sequence[str], Sequence[int]], Tensor], terms: Sequence[Term]) -> dict[str, float]:
-    """How well sentences tell concepts apart.
-
-    Args:
-        embed: from N sentences and the places of their terms to queries ``[N, L]``.
-        terms: see ``collect_terms``.
-
-    Returns:
-        ``found``: share of the synonyms and definitions that are nearest, of all names, to a name of their own;
-        ``found_held_out``: the same for those not learned from, where there are any; ``twin_cosine``: mean cosine of
-        the names of two sides, where there are any.
-    """
-    names = F.normalize(embed([term.sentences[0] for term in terms], range(len(terms))).float(), dim=-1)
-    result = {}
-    for key, lists in (
-        ("found", [term.sentences[1:] for term in terms]),
-        ("found_held_out", [term.held_out for term in terms]),
-    ):
-        texts = [text for own in lists for text in own]
-        places = [place for place, own in enumerate(lists) for _ in own]
-        if texts:
-            nearest = (F.normalize(embed(texts, places).float(), dim=-1) @ names.T).argmax(dim=1).tolist()
-            right = [text in (*terms[n].sentences, *terms[n].held_out) for text, n in zip(texts, nearest, strict=True)]
-            result[key] = sum(right) / len(right)
-    sides = [(place, term.twin) for place, term in enumerate(terms) if term.twin is not None and place < term.twin]
-    if sides:
-        left, right_ = (names[list(side)] for side in zip(*sides, strict=True))
-        result["twin_cosine"] = float((left * right_).sum(-1).mean())
-    return result
-
-
 def export_encoder(network: TrainableEncoder, path: str | Path) -> Path:
     """Write an encoder in the published layout of ``text_encoder.pth``, which ``load_published_encoder`` reads.
 
@@ -242,50 +182,3 @@ def export_encoder(network: TrainableEncoder, path: str | Path) -> Path:
     write_whole({"model_state_dict": {name: tensor.detach().cpu() for name, tensor in entries.items()}}, file)
     logger.info("wrote %s (%.1f MB)", file.name, file.stat().st_size / 1e6)
     return file
-
-
-def pretrain_projection(
-    projection: nn.Module,
-    bank: EmbeddingBank,
-    terminology: Terminology | None = None,
-    steps: int = 400,
-    lr: float = 1e-3,
-    temperature: float = 0.1,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Teach a network's own text projection to tell targets apart before any image is seen; takes seconds.
-
-    Args:
-        projection: ``[N, L]`` to ``[N, dim]``; trained in place, on its own device.
-        bank: vectors of the terminology's sentences, without a modality embedding; no encoder is called.
-        terminology: concepts and their sentences; the bundle's own by default.
-        steps: of Adam; every step sees every concept that the bank has.
-        lr: first rate, with a cosine to 0.
-        temperature: of the softmax over cosines.
-        seed: of the choice of sentences.
-
-    Returns:
-        See ``separation``.
-    """
-    terms = collect_terms(terminology, known=bank.sentences)
-    batches = TermBatches(terms, None, steps, seed)
-    device = next(projection.parameters()).device
-    texts = list(dict.fromkeys(text for term in terms for text in term.sentences))
-    table, place = bank.lookup(texts).to(device), {text: number for number, text in enumerate(texts)}
-
-    def embed(sentences: Sequence[str], _: Sequence[int] = ()) -> Tensor:
-        return projection(table[[place[text] for text in sentences]])
-
-    loss_function = InfoNCE(temperature)
-    optimizer = torch.optim.Adam(projection.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step in range(steps):
-        batch = batches[step]
-        loss = loss_function(embed(batch["sentences"]), batch["ignore"].to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    found = separation(embed, terms)
-    logger.info("text projection: %s", ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
-    return found

@@ -12,6 +12,8 @@ from monai.transforms import SpatialResample
 from monai.utils import MetaKeys, convert_to_tensor
 
 BITS = 8
+SHARED_AXES = 1e-3
+"""Drift (voxels of the source) over a box up to which two grids count as having the same axes."""
 Box = tuple[slice, slice, slice]
 
 
@@ -140,12 +142,22 @@ class GridMerger:
             pieces.append(disagreement[0][crop])
         part = MetaTensor(torch.stack([piece.float() for piece in pieces]), affine=crop_affine)
         for box in self._boxes(first, last, affine, window):
-            size = [side.stop - side.start for side in box]
-            place = shifted(self.affine, [side.start for side in box])
-            with self.resample.trace_transform(False):
-                moved = self.resample(part, dst_affine=place, spatial_size=size)
-            found = convert_to_tensor(moved, track_meta=False).half().cpu()
+            found = self._moved(part, box).half().cpu()
             self._write(index, box, found[0], found[1] if len(found) > 1 else None)
+
+    def _moved(self, part: MetaTensor, box: Box) -> torch.Tensor:
+        """Channels ``[C, h, w, d]`` on a box of the output, float32."""
+        size = [side.stop - side.start for side in box]
+        place = shifted(self.affine, [side.start for side in box])
+        to_source = torch.linalg.solve(part.affine.double().cpu(), place)
+        scale = torch.diagonal(to_source)[:3]
+        drift = (to_source[:3, :3] - torch.diag(scale)).abs() @ torch.tensor(size).double()
+        plain = convert_to_tensor(part, track_meta=False)
+        if self.resample.mode == "bilinear" and drift.max() < SHARED_AXES:
+            return _stretched(plain, size, scale.tolist(), to_source[:3, 3].tolist())
+        with self.resample.trace_transform(False):
+            moved = self.resample(part, dst_affine=place, spatial_size=size)
+        return convert_to_tensor(moved, track_meta=False)
 
     def _write(self, index: int, box: Box, found: torch.Tensor, disagreement: torch.Tensor | None) -> None:
         inside = found >= self.threshold
@@ -176,6 +188,30 @@ class GridMerger:
         step = max(1, int(self.slab_voxels / slice_voxels))
         starts = range(box[0].start, box[0].stop, step)
         return [(slice(start, min(start + step, box[0].stop)), box[1], box[2]) for start in starts]
+
+
+def _stretched(
+    values: torch.Tensor, size: Sequence[int], scale: Sequence[float], offset: Sequence[float]
+) -> torch.Tensor:
+    """Linear interpolation along each axis by itself, voxels beyond the rim repeated.
+
+    Where grids share their axes it gives what sampling in space gives, in a fraction of its time and without its
+    grid of coordinates: a product with a matrix that has two weights a row.
+
+    Args:
+        values: float32 ``[C, h, w, d]``.
+        size: (H, W, D) of the result.
+        scale: voxels of ``values`` for a voxel of the result, by axis.
+        offset: place of the result's first voxel in ``values``, by axis.
+    """
+    along = []
+    for old, new, step, first in zip(values.shape[1:], size, scale, offset, strict=True):
+        places = (torch.arange(new, dtype=torch.float64) * step + first).clamp(0, old - 1)
+        distance = (places[:, None] - torch.arange(old, dtype=torch.float64)).abs()
+        along.append((1 - distance).clamp(min=0).to(values))
+    lines = torch.matmul(values, along[2].T)
+    planes = torch.matmul(along[1], lines)
+    return torch.matmul(along[0], planes.flatten(2)).unflatten(2, planes.shape[2:])
 
 
 def shifted(affine: torch.Tensor, start: Sequence[int]) -> torch.Tensor:
