@@ -1,6 +1,8 @@
 # Every target makes the environment it needs in .venv, and does nothing there when it is up to date.
 PYTHON ?= python3
 ARGS ?=
+STUDIES ?= demo_studies
+PORT ?= 8000
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,11 +13,14 @@ UV_INSTALL := $(BIN)/uv pip install --python $(BIN)/python -r pyproject.toml -c 
 BRAIN_STAGES := "" ",'configs/brain_refine.json'" ",'configs/brain_robust.json'"\
  ",'configs/brain_robust.json','configs/brain_fine.json'"
 
+# Debian packages of the demo clinic and the end-to-end tests: an archive with DICOMweb, and a browser.
+CLINIC_PACKAGES := orthanc orthanc-dicomweb chromium fonts-dejavu-core
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 # Tests, demo and benchmark use what the repository ships: no language model is fetched behind the user's back.
-test demo bench: export HF_HUB_OFFLINE ?= 1
+test test-e2e demo demo-clinic serve bench: export HF_HUB_OFFLINE ?= 1
 export UV_PYTHON_DOWNLOADS = never
 
 .PHONY: help
@@ -29,16 +34,51 @@ setup: $(VENV)/.setup-done ## Create .venv with all that demo, tests and checks 
 .PHONY: setup-label
 setup-label: $(VENV)/.setup-label-done ## Add MONAI Label to .venv (Python 3.10 to 3.12)
 
+.PHONY: setup-test
+setup-test: setup
+	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then $(MAKE) --no-print-directory setup-label;\
+	 else echo "note: MONAI Label needs Python 3.10 to 3.12: the tests of the app are skipped"; fi
+
+.PHONY: setup-clinic
+setup-clinic: $(VENV)/.setup-e2e-done ## Add Orthanc, Chromium (Debian packages) and playwright to what setup-label brings
+	@missing=""; for package in $(CLINIC_PACKAGES); do \
+		dpkg -s $$package >/dev/null 2>&1 || missing="$$missing $$package"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if ! command -v apt-get >/dev/null; then \
+		echo "note: there is no apt-get here; install yourself:$$missing (tests that need them are skipped)"; exit 0; fi; \
+	sudo=""; if [ "$$(id -u)" != 0 ]; then command -v sudo >/dev/null || { \
+		echo "note: neither root nor sudo; install yourself:$$missing (tests that need them are skipped)"; exit 0; }; \
+		sudo=sudo; fi; \
+	{ $$sudo apt-get update -qq && \
+	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; } || \
+		echo "note: could not install$$missing (tests that need them are skipped)"
+
 .PHONY: demo
 demo: setup ## Segment a head MRI by text: table on screen, files and picture in demo_output/
 	cd bundle && ../$(BIN)/python -m scripts.data.demo --output_dir ../demo_output
 
+.PHONY: serve
+serve: setup-label ## Serve the MONAI Label app with a head MRI at http://127.0.0.1:8000 (STUDIES=folder or URL, PORT=8000)
+	@test "$(STUDIES)" != demo_studies || test -f demo_studies/mni152_t1.nii.gz || { mkdir -p demo_studies &&\
+	 cd bundle && ../$(BIN)/python -c "from pathlib import Path; from scripts.data.demo import write_template;\
+	 write_template(Path('../demo_studies/mni152_t1.nii.gz'))"; }
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m monailabel.main start_server --app apps/medal_s_label\
+	 --studies "$(STUDIES)" --host 127.0.0.1 --port $(PORT) $(ARGS)
+
+.PHONY: demo-clinic
+demo-clinic: setup-clinic ## Start Orthanc with a head MRI, the app, and show the viewer's address (Ctrl-C stops all)
+	$(BIN)/python apps/medal_s_label/demo_clinic.py $(ARGS)
+
 .PHONY: test
-test: setup ## Run the tests (ARGS="-m 'not slow'" for the quick ones)
+test: setup-test ## Run the tests (ARGS="-m 'not slow'" for the quick ones)
 	$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: test-e2e
+test-e2e: setup-clinic ## Test the app end to end: server, client, Orthanc, OHIF in Chromium (ARGS="-k viewer" for a part)
+	$(BIN)/python -m pytest -m e2e $(ARGS)
+
 .PHONY: lint
-lint: setup ## Check style, format, types and file sizes
+lint: setup-test ## Check style, format, types and file sizes
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -62,8 +102,8 @@ constraints: $(BIN)/uv ## Renew constraints.txt after a change of pyproject.toml
 
 .PHONY: clean
 clean: ## Remove outputs and caches
-	rm -rf demo_output bench.json .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
-	find bundle tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf demo_output demo_studies demo_clinic bench.json .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+	find bundle apps tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: distclean
 distclean: clean ## Remove outputs, caches and .venv
@@ -78,6 +118,10 @@ $(VENV)/.setup-label-done: $(VENV)/.setup-done
 	 Python 3.10 to 3.12, and .venv has `$(BIN)/python -V`. Run: make distclean && make setup-label\
 	 PYTHON=python3.12" >&2; exit 1; }
 	$(UV_INSTALL) --extra demo --extra dev --extra label
+	@touch $@
+
+$(VENV)/.setup-e2e-done: $(VENV)/.setup-label-done
+	$(UV_INSTALL) --extra demo --extra dev --extra label --extra e2e
 	@touch $@
 
 $(BIN)/uv:

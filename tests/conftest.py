@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 from pathlib import Path
@@ -14,9 +15,18 @@ from hypothesis import settings
 REPOSITORY = Path(__file__).resolve().parents[1]
 SEED = 0
 
+# MONAI Label is an extra, for Python 3.10 to 3.12.
+LABEL_MISSING = importlib.util.find_spec("monailabel") is None
+collect_ignore = ["app", "e2e"] if LABEL_MISSING else []
+
 # Examples are drawn the same way each time, and a slow machine is no failure.
 settings.register_profile("repository", derandomize=True, deadline=None)
 settings.load_profile("repository")
+
+
+def pytest_report_header() -> list[str]:
+    """Say what is left out."""
+    return ["SKIPPED: tests/app and tests/e2e, MONAI Label is not installed: make setup-label"] if LABEL_MISSING else []
 
 
 @pytest.fixture(scope="session")

@@ -98,6 +98,11 @@ class EditableAnswer:
         """Bytes that the corrections take."""
         return sum(step.nbytes for step in (*self._done, *self._undone))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything that is held."""
+        return self.labels.nbytes + self.probability.nbytes + self._bits.nbytes + self.history_size
+
     def mask(self, number: int, box: Box | None = None) -> np.ndarray:
         """bool ``[h, w, d]``: a target's own mask in a box of the image, or all of it."""
         plane = self._bits[number // BITS]

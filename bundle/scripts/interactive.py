@@ -136,6 +136,14 @@ class Session:
         """The words that were asked last, and what they were understood as."""
         return self._asked().request
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the image, the answer and its corrections that are held between calls; the networks not counted."""
+        volume = 0 if self._volume is None else self._volume.nbytes
+        return (
+            volume if self._question is None else volume + self._question.answer.nbytes + self._question.update.nbytes
+        )
+
     def set_image(
         self,
         image: str | Path | np.ndarray | torch.Tensor,
@@ -193,7 +201,7 @@ class Session:
         target: str | int,
         *,
         point: Sequence[float] | None = None,
-        scribble: Sequence[Sequence[float]] | np.ndarray | None = None,
+        scribble: Sequence[Sequence[float]] | np.ndarray | torch.Tensor | None = None,
         box: Sequence[Sequence[float]] | None = None,
         mask: np.ndarray | torch.Tensor | None = None,
         positive: bool = True,
@@ -209,7 +217,7 @@ class Session:
         Args:
             target: name of a structure that was asked for, in any wording, or its label value.
             point: three numbers: voxel indices of the image as stored, or with ``world`` RAS mm.
-            scribble: points ``[K, 3]`` joined by a line, or the drawn voxels ``[H, W, D]``.
+            scribble: points ``[K, 3]`` joined by a line, or the drawn voxels ``[H, W, D]`` as for ``mask``.
             box: two opposite corners, both inclusive.
             mask: voxels ``[H, W, D]`` on the image's own grid; a MetaTensor's affine is checked.
             positive: False removes.

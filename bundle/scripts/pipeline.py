@@ -26,6 +26,7 @@ from scripts.inferers.two_stage import TwoStageInferer
 from scripts.report import ReportStructuresd
 from scripts.request import Request, decode_request
 from scripts.transforms.postprocess import FilterComponentsd, LabelInstancesd, RemoveSmallComponentsd
+from scripts.transforms.prompt_text import EncodePromptsd
 from scripts.transforms.reading import LoadVolumed
 from scripts.weights import WeightsLoader
 
@@ -96,6 +97,7 @@ class Pipeline:
         if len(readers) != 1:
             raise InputError(f"session: one step of the preprocessing must read the image, got {len(readers)}")
         self.reader = readers[0]
+        self.encoders = [step for step in self.preprocessing if isinstance(step, EncodePromptsd)]
         self.inferer, self.parser, self.device = inferer, parser, torch.device(device)
         self.network = network.to(self.device).eval()
         self.cleaning = [step for step in postprocessing.transforms if isinstance(step, CLEANING)]
@@ -129,6 +131,20 @@ class Pipeline:
     def check_modality(self, modality: str) -> None:
         """Raise ``ValueError`` for a modality that the terminology does not know."""
         self.inferer.terminology.modality(modality)
+
+    def understand(self, text: str | Sequence[str], modality: str | None = None) -> Request:
+        """What words mean, without an image: quick enough to refuse them before one is read.
+
+        Args:
+            text: one prompt or several.
+            modality: of the study; the config's where None.
+
+        Raises:
+            ValueError: words that are not understood, or that the weights do not know.
+        """
+        if len(self.encoders) != 1:
+            raise InputError(f"one step of the preprocessing must understand words, got {len(self.encoders)}")
+        return self.encoders[0].transform.parse(text, modality)
 
     def read(
         self, image: str | Path | np.ndarray | torch.Tensor, affine: np.ndarray | torch.Tensor | None = None

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import Transform
+from monai.transforms import MapTransform, SaveImaged, Transform
 from monai.utils import ImageMetaKey, MetaKeys
 
 from scripts.data.dicom import is_dicom_source, source_slices
@@ -105,12 +105,15 @@ class CheckFormatd(Transform):
         return data
 
 
-class SaveResultsd(Transform):
+class SaveResultsd(SaveImaged):
     """Write ``<name>_seg.*`` (the label map), ``<name>_seg.json`` and ``<name>_preview.png`` into a folder.
 
     The name is that of the image, or the case's own. An instance map becomes ``<name>_instances.*``. Everything is
     first written into a hidden folder beside its place and then moved, so that a failure leaves no file. The paths
     written are added to the case.
+
+    It is a ``SaveImaged`` by name only: programs that write the answer themselves, as MONAI Label does, leave out of a
+    bundle's postprocessing whatever is one.
 
     Args:
         output_dir: folder, made if absent.
@@ -155,6 +158,7 @@ class SaveResultsd(Transform):
         npz_labels_key: str = "npz_labels",
         files_key: str = "files",
     ) -> None:
+        MapTransform.__init__(self, label_key)
         if output_format not in VOLUMES:
             raise InputError(f"output_format must be one of {', '.join(VOLUMES)}, got {output_format!r}")
         self.output_dir = Path(output_dir)

@@ -50,7 +50,7 @@ def test_images_and_truth_share_their_grid(scans: Path):
 
 def test_the_folder_is_a_source_for_scoring(scans: Path, tmp_path: Path):
     shutil.copytree(scans / "labels", tmp_path / "predictions")
-    arguments = ["--predictions", tmp_path / "predictions", "--truth", scans, "--names", scans / "label_names.json"]
+    arguments = ["--predictions", tmp_path / "predictions", "--truth", scans]
     result = CliRunner().invoke(app, ["evaluate", *map(str, arguments), "--modality", "MRI", "-o", str(tmp_path / "s")])
     assert result.exit_code == 0, result.output
     rows = list(csv.DictReader((tmp_path / "s" / "summary.csv").open()))

@@ -15,7 +15,7 @@ import highdicom as hd
 import numpy as np
 import pydicom
 from highdicom.color import CIELabColor
-from highdicom.seg import SegmentationTypeValues, SegmentDescription
+from highdicom.seg import SegmentAlgorithmTypeValues, SegmentationTypeValues, SegmentDescription
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code as DicomCode
 from pydicom.uid import ExplicitVRLittleEndian
@@ -58,7 +58,12 @@ class Segment:
 
 
 def write_dicom_seg(
-    path: Path, labels: np.ndarray, segments: Sequence[Segment], files: Sequence[Path], program: Mapping[str, str]
+    path: Path,
+    labels: np.ndarray,
+    segments: Sequence[Segment],
+    files: Sequence[Path],
+    program: Mapping[str, str],
+    reviewed: bool = False,
 ) -> tuple[str, ...]:
     """Write the segments that the label map holds.
 
@@ -71,6 +76,7 @@ def write_dicom_seg(
         segments: what the values mean, in the order of the segment numbers; 0 is the background.
         files: the DICOM file of each slice, in the order of the label map.
         program: "name" and "version" of what made it.
+        reviewed: a person has seen and perhaps corrected it, so that it is called semiautomatic.
 
     Returns:
         Names of the segments written; none, and no file, where no label was found (an object without segments is no
@@ -95,7 +101,7 @@ def write_dicom_seg(
             source_images=[_read_source(files[plane], distance) for plane in planes],
             pixel_array=frames,
             segmentation_type=SegmentationTypeValues.BINARY,
-            segment_descriptions=[_describe(segment, i, program) for i, segment in enumerate(present, start=1)],
+            segment_descriptions=[_describe(item, i, program, reviewed) for i, item in enumerate(present, start=1)],
             series_instance_uid=hd.UID(),
             series_number=SERIES_NUMBER,
             sop_instance_uid=hd.UID(),
@@ -105,7 +111,7 @@ def write_dicom_seg(
             software_versions=program["version"],
             device_serial_number="none",
             content_label="SEGMENTATION",
-            content_description="Automatic segmentation, not for diagnosis",
+            content_description=f"{'Reviewed' if reviewed else 'Automatic'} segmentation, not for diagnosis",
             series_description=f"Segmentation, {program['name']}",
             transfer_syntax_uid=ExplicitVRLittleEndian,
             omit_empty_frames=True,
@@ -144,7 +150,7 @@ def _slice_distance(files: Sequence[Path]) -> float:
     return round(float(abs(apart @ normal)) / max(len(files) - 1, 1), 6)
 
 
-def _describe(segment: Segment, number: int, program: Mapping[str, str]) -> SegmentDescription:
+def _describe(segment: Segment, number: int, program: Mapping[str, str], reviewed: bool) -> SegmentDescription:
     category, kind = GENERIC["lesion" if segment.kind == "lesion" else "anatomy"]
     codes = segment.codes
     if codes is not None:
@@ -154,7 +160,7 @@ def _describe(segment: Segment, number: int, program: Mapping[str, str]) -> Segm
         segment_label=segment.name[:MAX_LABEL],
         segmented_property_category=category,
         segmented_property_type=kind,
-        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_type=SegmentAlgorithmTypeValues.SEMIAUTOMATIC if reviewed else SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=hd.AlgorithmIdentificationSequence(
             name=program["name"], version=program["version"], family=ARTIFICIAL_INTELLIGENCE
         ),

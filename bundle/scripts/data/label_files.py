@@ -57,8 +57,15 @@ def write_nifti(path: Path, values: np.ndarray, source: str | Path, affine: np.n
     nib.save(nifti_image(values, source, affine), path)
 
 
-def write_nrrd(path: Path, values: np.ndarray, source: str | Path, affine: np.ndarray) -> None:
-    """Write a compressed ``.nrrd``; arguments as for ``nifti_image``.
+def write_nrrd(path: Path, values: np.ndarray, source: str | Path, affine: np.ndarray, compress: bool = True) -> None:
+    """Write ``.nrrd``; arguments as for ``nifti_image``.
+
+    Args:
+        path: the file.
+        values: see ``nifti_image``.
+        source: see ``nifti_image``.
+        affine: see ``nifti_image``.
+        compress: gzip the voxels; False for viewers in browsers, which read plain ones only.
 
     Raises:
         InputError: the grid is sheared, which ITK's images cannot be.
@@ -73,7 +80,7 @@ def write_nrrd(path: Path, values: np.ndarray, source: str | Path, affine: np.nd
     image.SetOrigin(lps[:3, 3].tolist())
     image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(lps[:3, :3] / spacing)))
     try:
-        itk.imwrite(image, str(path), compression=True)
+        itk.imwrite(image, str(path), compression=compress)
     except RuntimeError as e:
         raise OSError(None, "ITK could not write the file") from e
 

@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from scripts.errors import InputError
 
 logger = logging.getLogger(__name__)
-NAMES_FILE = "label_names.json"
+NAMES_FILE = "labels.json"
 
 
 def write_scans(dataset: Sequence[Mapping[str, Any]], names: Mapping[int, str], folder: str | Path) -> list[Path]:

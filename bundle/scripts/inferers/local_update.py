@@ -126,6 +126,11 @@ class LocalUpdate:
         core = self._moved(_core(windows, touched), view.grid.affine, self.affine, self.shape, whole_voxels=True)
         return self._merged(probabilities, part.affine, join_boxes(core, edited.box), len(touched))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the image and of its copies on the stages' grids."""
+        return self.image.nbytes + sum(view.grid.nbytes for view in self._views.values())
+
     def _view(self, number: int, box: Box, found: np.ndarray) -> _View:
         """The grid on which a target is asked about, made when first needed."""
         route = self.system.route(self.targets[number])

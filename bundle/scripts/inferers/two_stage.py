@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, cast
@@ -38,6 +38,7 @@ class _Case:
     mirrored: torch.Tensor | None
     targets: tuple[RequestedTarget, ...]
     masks: MetaTensor | None
+    stages: tuple[int, ...]
 
     @property
     def ids(self) -> list[int]:
@@ -69,6 +70,9 @@ class TwoStageInferer(Inferer):
         min_voxels: smaller objects of anatomy are removed from stage 1's masks before they become prompts.
         keep_masks: also return every target's own mask; they may overlap.
         keep_disagreement: also return how far the predictions of a refinement (or of mirrored images) disagree.
+        default: gives ``request`` and ``queries`` (and ``mirrored_queries``) to a caller who hands on nothing but the
+            image, see ``EncodePromptsd.default``; such a caller (MONAI Label's own bundle app) has the coarse network
+            only, so stage 1 alone is run.
 
     Raises:
         ValueError: a stage is to be run but not given.
@@ -86,6 +90,7 @@ class TwoStageInferer(Inferer):
         min_voxels: int = 10,
         keep_masks: bool = False,
         keep_disagreement: bool = False,
+        default: Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         self.stage = {number: stage for number, stage in ((COARSE, coarse), (FINE, fine)) if stage is not None}
@@ -103,13 +108,14 @@ class TwoStageInferer(Inferer):
         self.min_voxels = min_voxels
         self.keep_masks = keep_masks
         self.keep_disagreement = keep_disagreement
+        self.default = default
 
     def __call__(  # type: ignore[override]
         self,
         inputs: MetaTensor,
         network: Any,
-        queries: torch.Tensor,
-        request: str | Sequence[str],
+        queries: torch.Tensor | None = None,
+        request: str | Sequence[str] | None = None,
         prompts: MetaTensor | None = None,
         mirrored_queries: torch.Tensor | None = None,
         **_: Any,
@@ -119,8 +125,8 @@ class TwoStageInferer(Inferer):
         Args:
             inputs: image ``[1, 1, H, W, D]`` at its own resolution, axes as the networks want them, with its affine.
             network: the network, or a ``torch.nn.ModuleDict`` of both.
-            queries: ``[1, N, L]`` or ``[N, L]``.
-            request: the encoded request, or a batch of one.
+            queries: ``[1, N, L]`` or ``[N, L]``; the default's where None.
+            request: the encoded request, or a batch of one; the default's where None.
             prompts: packed masks ``[1, ceil(N / 8), H, W, D]`` on the image's grid (see ``pack_masks``), or None.
             mirrored_queries: queries of the targets' other sides, for mirroring.
 
@@ -129,10 +135,19 @@ class TwoStageInferer(Inferer):
             ``keep_masks`` also ``mask_bits``, with ``keep_disagreement`` also ``disagreement``.
 
         Raises:
-            ValueError: more than one image.
+            ValueError: more than one image, or no request and no default.
         """
         if len(inputs) != 1:
             raise ValueError(f"one volume at a time is segmented, got a batch of {len(inputs)}")
+        stages = self.stages
+        if queries is None or request is None:
+            if self.default is None:
+                raise ValueError("no request and queries were given, and there is no default")
+            known = self.default()
+            request, queries = known["request"], known["queries"].to(inputs.device)
+            if "mirrored_queries" in known:
+                mirrored_queries = known["mirrored_queries"].to(inputs.device)
+            stages = (COARSE,) if COARSE in self.stages else self.stages
         text = request if isinstance(request, str) else request[0]
         case = _Case(
             volume=cast(MetaTensor, inputs[0]),
@@ -141,6 +156,7 @@ class TwoStageInferer(Inferer):
             mirrored=mirrored_queries[0] if mirrored_queries is not None else None,
             targets=decode_request(text).targets,
             masks=None if prompts is None else cast(MetaTensor, prompts[0]),
+            stages=stages,
         )
         with torch.inference_mode():
             merger = self._segment(case)
@@ -153,7 +169,7 @@ class TwoStageInferer(Inferer):
         return {name: value[None] for name, value in found.items() if value is not None}
 
     def _segment(self, case: _Case) -> GridMerger:
-        routes = [self.route(target) for target in case.targets]
+        routes = [self.route(target, case.stages) for target in case.targets]
         first = [n for n, route in enumerate(routes) if COARSE in route]
         only_first = [n for n in first if FINE not in routes[n]]
         final, coarse = self._merger(case), None
@@ -173,12 +189,13 @@ class TwoStageInferer(Inferer):
             self._run(self.stage[FINE], case, unguided, source, {final: unguided})
         return final
 
-    def route(self, target: RequestedTarget) -> tuple[int, ...]:
-        """The stages that a target goes through, in their order."""
-        allowed = tuple(n for n in self.stages if n in self.terminology.policy(target.key).stages)
+    def route(self, target: RequestedTarget, stages: tuple[int, ...] | None = None) -> tuple[int, ...]:
+        """The stages that a target goes through, in their order, of those given or all that are run."""
+        run = self.stages if stages is None else stages
+        allowed = tuple(n for n in run if n in self.terminology.policy(target.key).stages)
         if not allowed:
-            logger.info("%s is not meant for stage %s alone; run all the same", target.name, self.stages)
-        return allowed or self.stages
+            logger.info("%s is not meant for stage %s alone; run all the same", target.name, run)
+        return allowed or run
 
     def _merger(self, case: _Case, plain: bool = False) -> GridMerger:
         return GridMerger(

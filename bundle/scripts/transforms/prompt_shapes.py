@@ -72,7 +72,7 @@ class PromptShapes:
     def one_of(
         self,
         point: Sequence[float] | None = None,
-        scribble: Sequence[Sequence[float]] | np.ndarray | None = None,
+        scribble: Sequence[Sequence[float]] | np.ndarray | torch.Tensor | None = None,
         box: Sequence[Sequence[float]] | None = None,
         mask: np.ndarray | torch.Tensor | None = None,
         world: bool = False,
@@ -102,7 +102,7 @@ class PromptShapes:
                 raise InputError(f"prompt: a box is two opposite corners of three numbers, got {box!r}")
             return self.box(box[0], box[1], world)
         if scribble is not None and np.ndim(scribble) < 3:
-            return self.scribble(scribble, radius, world)
+            return self.scribble(np.asarray(scribble), radius, world)
         drawn = mask if mask is not None else scribble
         affine = drawn.affine.cpu().numpy() if isinstance(drawn, MetaTensor) else None
         return self.drawn(

@@ -144,7 +144,8 @@ class EncodePromptsd(Transform):
     """Dictionary version of ``EncodePrompts``.
 
     Reads the words at ``text_key`` (and the study's modality at ``modality_key``, if there) and adds the request and
-    the queries. It needs no image, so it stands first in a pipeline and bad words cost nothing.
+    the queries. It needs no image, so it stands first in a pipeline and bad words cost nothing. A caller that knows
+    nothing of words, as MONAI Label's own bundle app, has no such entry: all that the weights know is asked for.
 
     Args:
         parser: see ``EncodePrompts``.
@@ -201,10 +202,21 @@ class EncodePromptsd(Transform):
             requests.append(request)
         return requests
 
+    def default(self) -> dict[str, Any]:
+        """Request and queries of all that the weights know, by the names of ``TwoStageInferer``'s arguments.
+
+        Raises:
+            ValueError: ``InputError`` where it is not known what they know.
+        """
+        request, queries = self.transform(self.transform.trained or ())
+        arguments = {"request": encode_request(request), "queries": queries}
+        return {**arguments, "mirrored_queries": self.transform.mirrored(request)} if self.mirror else arguments
+
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of ``data`` with request and queries ``[N, L]`` added and the words removed."""
         d = dict(data)
-        request, queries = self.transform(d.pop(self.text_key), d.pop(self.modality_key, None))
+        words = d.pop(self.text_key, self.transform.trained or ())
+        request, queries = self.transform(words, d.pop(self.modality_key, None))
         untrained = [target.name for target in request.targets if not target.trained]
         if untrained:
             logger.warning("the weights were never trained for %s: the answer means nothing", ", ".join(untrained))

@@ -1,0 +1,83 @@
+"""What the person who starts the app may set with ``--conf``, read once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scripts.errors import InputError
+
+CACHE_GB = 4.0
+FINE_WEIGHTS = "models/model_fine.pt"
+FEATURE_SHARE = 0.25
+"""Of the budget; what the network computed of the windows of recent images, the rest is for images and answers."""
+
+
+@dataclass(frozen=True)
+class AppOptions:
+    """Options of the app; those of the server are in ``lib.server.options``.
+
+    Attributes:
+        modalities: of the models (conf ``modality``, several with commas); all that the weights cover where empty.
+        kinds: of the models (conf ``models``, several with commas, see ``lib.configs.models``); all where empty.
+        sessions_gb: GiB for images and answers.
+        inference: keys of the bundle's inference config to replace.
+        weights_dir: where newly trained weights are published (conf ``weights_dir``).
+    """
+
+    modalities: tuple[str, ...]
+    kinds: tuple[str, ...]
+    sessions_gb: float
+    weights_dir: Path
+    inference: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_conf(cls, conf: Mapping[str, str], app_dir: Path, bundle: Path) -> AppOptions:
+        """Read ``--conf modality MRI --conf models text,edit --conf cache_gb 4 --conf device cuda:0`` and the like.
+
+        Corrections reuse the features of the first answer (``refinement_mode`` "cached"), which makes them several
+        times faster. Where a fine stage refines every answer that would change the answers themselves, so there the
+        bundle's own way is the default.
+
+        Args:
+            conf: what ``--conf`` gave.
+            app_dir: folder of the app; weights are published in its ``model`` folder by default.
+            bundle: folder of the bundle.
+
+        Raises:
+            InputError: a budget that is no number of GiB.
+        """
+        cache = _number(conf, "cache_gb", CACHE_GB)
+        inference: dict[str, Any] = {"feature_cache_gb": cache * FEATURE_SHARE}
+        if conf.get("refinement_mode"):
+            inference["refinement_mode"] = conf["refinement_mode"]
+        elif not (bundle / FINE_WEIGHTS).is_file():
+            inference["refinement_mode"] = "cached"
+        if conf.get("device"):
+            inference["device"] = conf["device"]
+        if conf.get("memory_gb"):
+            inference["memory_gb"] = _number(conf, "memory_gb", 0)
+        return cls(
+            modalities=_items(conf, "modality"),
+            kinds=_items(conf, "models"),
+            sessions_gb=cache * (1 - FEATURE_SHARE),
+            weights_dir=Path(conf.get("weights_dir") or app_dir / "model").expanduser().resolve(),
+            inference=inference,
+        )
+
+
+def _items(conf: Mapping[str, str], key: str) -> tuple[str, ...]:
+    return tuple(item.strip() for item in conf.get(key, "").split(",") if item.strip())
+
+
+def _number(conf: Mapping[str, str], key: str, default: float) -> float:
+    text = conf.get(key, str(default))
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise InputError(f"--conf {key} must be a number of GiB from 0 on, got {text!r}")
+    return number
