@@ -10,8 +10,7 @@ BIN := $(VENV)/bin
 UV_INSTALL := $(BIN)/uv pip install --python $(BIN)/python -r pyproject.toml -c constraints.txt
 
 # Overlays of each stage after brain.json, in the order of training; each starts from the weights of an earlier one.
-BRAIN_STAGES := "" ",'configs/brain_refine.json'" ",'configs/brain_robust.json'"\
- ",'configs/brain_robust.json','configs/brain_fine.json'"
+BRAIN_STAGES := "" ",'configs/brain_refine.json'" ",'configs/brain_robust.json','configs/brain_fine.json'"
 
 # Debian packages of the demo clinic and the end-to-end tests: an archive with DICOMweb, and a browser.
 CLINIC_PACKAGES := orthanc orthanc-dicomweb chromium fonts-dejavu-core

@@ -83,7 +83,7 @@ class MedalSApp(MONAILabelApp):
         from scripts.metadata import read_metadata, trained_structures
         from scripts.text import Terminology
 
-        self.options = AppOptions.from_conf(conf, APP_DIR, self.bundle)
+        self.options = AppOptions.from_conf(conf, APP_DIR)
         self.terminology = Terminology.load(self.bundle / "configs" / "terminology.json")
         trained = trained_structures(read_metadata(self.bundle))
         self.models = plan_models(self.terminology, trained, self.options.modalities, self.options.kinds)

@@ -12,8 +12,14 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-# Coarse and small, so that a run takes a second.
-QUICK: dict[str, Any] = {"spacing": [6.0, 6.0, 6.0], "roi_size": [32, 32, 32], "progress": False, "device": "cpu"}
+# Coarse, small and without the shipped fine network, so that a run takes a second.
+QUICK: dict[str, Any] = {
+    "spacing": [6.0, 6.0, 6.0],
+    "roi_size": [32, 32, 32],
+    "stages": [1],
+    "progress": False,
+    "device": "cpu",
+}
 
 
 class Thresholder(torch.nn.Module):

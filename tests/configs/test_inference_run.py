@@ -244,6 +244,7 @@ def test_the_command(bundle_dir: Path, quick: dict, random_weights: Path, head: 
         weights=random_weights,
         spacing=quick["spacing"],
         roi_size=quick["roi_size"],
+        stages=quick["stages"],
     )
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in out.iterdir()) == ["head_preview.png", "head_seg.json", "head_seg.nii.gz"]

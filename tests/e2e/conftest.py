@@ -23,6 +23,8 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
     "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # a second app at each start and after each save
 }
+# The suite is about the loop, not about the masks: the coarse network alone answers several times faster.
+CONF = {"stages": "1"}
 FILTER = '{"Modality": "MR"}'
 
 
@@ -91,7 +93,7 @@ def clinic(tmp_path_factory: pytest.TempPathFactory, archive: Orthanc) -> Iterat
         "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": FILTER,
         "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(folder / "cache"),
     }
-    with LabelServer(archive.url, free_port(), folder, environment=environment).start() as server:
+    with LabelServer(archive.url, free_port(), folder, CONF, environment).start() as server:
         study, series = str(first.StudyInstanceUID), str(first.SeriesInstanceUID)
         yield Clinic(archive, server, study, series, files, folder)  # type: ignore[arg-type]
 
@@ -117,7 +119,7 @@ def folder_with_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def folder_server(tmp_path_factory: pytest.TempPathFactory, folder_with_heads: Path) -> Iterator[LabelServer]:
     folder = tmp_path_factory.mktemp("server")
-    with LabelServer(str(folder_with_heads), free_port(), folder, environment=ENVIRONMENT).start() as server:
+    with LabelServer(str(folder_with_heads), free_port(), folder, CONF, ENVIRONMENT).start() as server:
         yield server  # type: ignore[misc]
 
 
@@ -127,7 +129,7 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., LabelServer]]:
     started: list[LabelServer] = []
 
     def start(studies: str | Path, **options: object) -> LabelServer:
-        server = LabelServer(str(studies), free_port(), tmp_path, environment=ENVIRONMENT, **options)  # type: ignore[arg-type]
+        server = LabelServer(str(studies), free_port(), tmp_path, environment=ENVIRONMENT, **{"conf": CONF, **options})  # type: ignore[arg-type]
         started.append(server)
         server.start()
         return server
