@@ -67,7 +67,7 @@ def leave() -> None:
 
 def is_first() -> bool:
     """Whether this process is the one that writes files."""
-    return not _joined() or distributed.get_rank() == 0
+    return number() == 0
 
 
 def processes() -> int:

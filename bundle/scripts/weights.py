@@ -32,33 +32,54 @@ def load_weights(network: torch.nn.Module, path: str | Path, part: str | None = 
     if not file.is_file():
         key = "fine_weights" if part == "fine" else "weights"
         raise InputError(f"no weights at {path}: train them, or give the path of a state dict with {key}")
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as e:  # whatever bytes the file holds: struct, zip, pickle and their own kinds of error
-        raise InputError(f"{file.name}: not a file of plain weights ({str(e).splitlines()[0]})") from e
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    state = read_plain(file)
+    if not is_state_dict(state):
         raise InputError(f"{file.name}: wanted a state dict (names to tensors), got {type(state).__name__}")
-    if part is not None and any(key.startswith(f"{part}.") for key in state):
-        state = {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
-    own = network.state_dict()
-    complaints = [
-        _complaint("lacks", [key for key in own if key not in state]),
-        _complaint("has unknown", [key for key in state if key not in own]),
-        _complaint(
-            "has another shape in",
-            [
-                f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
-                for k in own
-                if k in state and state[k].shape != own[k].shape
-            ],
-        ),
-    ]
-    if any(complaints):
+    state = part_of(state, part)
+    if misfit := describe_misfit(state, network.state_dict()):
         raise InputError(
-            f"{file.name} holds weights of another layout: it {'; it '.join(c for c in complaints if c)}; "
-            "use the network_def they were trained with"
+            f"{file.name} holds weights of another layout: it {misfit}; use the network_def they were trained with"
         )
     network.load_state_dict(state)
+
+
+def read_plain(file: Path) -> Any:
+    """What a file of tensors and plain containers holds; nothing else is unpickled.
+
+    Raises:
+        InputError: anything else.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as e:  # whatever bytes the file holds: struct, zip, pickle and their own kinds of error
+        raise InputError(f"{file.name}: not a file of plain weights ({' '.join(str(e).split())[:160]})") from e
+
+
+def is_state_dict(content: object) -> bool:
+    """Whether it maps names to tensors."""
+    return isinstance(content, Mapping) and all(isinstance(value, torch.Tensor) for value in content.values())
+
+
+def part_of(state: Mapping[str, torch.Tensor], part: str | None) -> dict[str, torch.Tensor]:
+    """One network's tensors of a file that holds several, see ``load_weights``; else all."""
+    if part is None or not any(key.startswith(f"{part}.") for key in state):
+        return dict(state)
+    return {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
+
+
+def describe_misfit(given: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> str:
+    """The first few names and shapes in which two state dicts differ; empty where they fit."""
+    other = [
+        f"{key} {tuple(given[key].shape)} for {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in given and given[key].shape != value.shape
+    ]
+    complaints = (
+        _complaint("lacks", [key for key in wanted if key not in given]),
+        _complaint("has unknown", [key for key in given if key not in wanted]),
+        _complaint("has another shape in", other),
+    )
+    return "; it ".join(complaint for complaint in complaints if complaint)
 
 
 class WeightsLoader:

@@ -176,5 +176,5 @@ def test_a_missing_or_broken_file_is_one_clear_error(network_def: ConfigParser, 
     with pytest.raises(InputError, match="fine-tuning: no weights at"):
         start_from(tiny(network_def), tmp_path / "none.pt")
     (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04")
-    with pytest.raises(InputError, match="is no file of plain weights"):
+    with pytest.raises(InputError, match="not a file of plain weights"):
         start_from(tiny(network_def), tmp_path / "broken.pt")
