@@ -30,6 +30,7 @@ from monailabel.utils.others.generic import device_list, name_to_device
 from lib.saved_labels import LabelReader
 from scripts.errors import InputError
 from scripts.text import Terminology
+from scripts.weights import part_of, read_plain
 
 from .case_list import CaseList, write_case_list
 from .weights_store import WeightsStore
@@ -285,11 +286,11 @@ class FineTuning(BundleTrainTask):
     def _initial_weights(self, stage: str, work: Path) -> Path:
         """The weights in use; those of one stage alone where a file holds both."""
         file = Path(self._inference().get_parsed_content(STAGES[stage]["weights"]))
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        part = {key.removeprefix(f"{stage}."): value for key, value in state.items() if key.startswith(f"{stage}.")}
-        if not part:
+        state = read_plain(file)
+        own = part_of(state, stage)
+        if own.keys() == state.keys():
             return file
-        torch.save(part, work / "initial.pt")
+        torch.save(own, work / "initial.pt")
         return work / "initial.pt"
 
 
