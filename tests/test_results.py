@@ -6,6 +6,7 @@ import errno
 import json
 import resource
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -200,25 +201,27 @@ def test_formats_are_checked_before_any_work(case: Callable, tmp_path: Path) -> 
         SaveResultsd(tmp_path / "out", output_format="tiff")
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """The operating system refuses to let a file grow beyond 8 KiB, as it does on a full disk."""
+    """The operating system refuses to let a file grow beyond 8 KiB, as it does on a full disk.
+
+    Not a fixture: pytest reports before it tears down, and its own output may be a file of more than that.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("output_format", ["nifti", "nrrd"])
-def test_a_full_disk_leaves_nothing(
-    case: Callable, tmp_path: Path, request: pytest.FixtureRequest, output_format: str
-) -> None:
+def test_a_full_disk_leaves_nothing(case: Callable, tmp_path: Path, output_format: str) -> None:
     """The label map fits, a later file does not."""
     noise = torch.randint(0, 60_000, (1, 40, 40, 40))
     data = case(instances=noise)
     out = tmp_path / "out"
-    request.getfixturevalue("small_files")
-    with pytest.raises(InputError, match="nothing was kept"):
+    with small_files(), pytest.raises(InputError, match="nothing was kept"):
         SaveResultsd(out, save_preview=False, output_format=output_format)(data)
     assert list(out.iterdir()) == []
 
