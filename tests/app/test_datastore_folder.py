@@ -206,3 +206,26 @@ def test_files_added_by_others_are_noticed(folder: Path, tmp_path: Path) -> None
     (tmp_path / "late.nii.gz").rename(folder / "late.nii.gz")
     store.refresh()
     assert set(store.list_images()) == {"head", "late"}
+
+
+def _note_images(folder: str, who: str, times: int) -> None:
+    store = FolderStore(folder)
+    for number in range(times):
+        store.update_image_info("head", {f"{who}{number}": number})
+
+
+def test_processes_keep_each_others_entries(store: FolderStore, folder: Path, tmp_path: Path) -> None:
+    """A server, a training run and a batch write the same index, each with its own copy in memory."""
+    nib.save(nib.Nifti1Image(labels(), AFFINE), tmp_path / "l.nii.gz")
+    fork = multiprocessing.get_context("fork")
+    others = [fork.Process(target=_note_images, args=(str(folder), who, 30)) for who in "ab"]
+    for other in others:
+        other.start()
+    store.save_label("head", str(tmp_path / "l.nii.gz"), "final", INFO)
+    for other in others:
+        other.join()
+    store.update_label_info("head", "final", {"seen": True})
+    again = FolderStore(str(folder))
+    assert {f"{who}{number}" for who in "ab" for number in range(30)} <= set(again.get_image_info("head"))
+    assert again.get_label_info("head", "final")["label_info"] == INFO["label_info"]
+    assert again.get_label_info("head", "final")["seen"] is True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -9,10 +10,11 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.datastore import DefaultLabelTag
 
@@ -49,8 +51,10 @@ class FolderStore(LocalDatastore):
         read_only: bool = False,
         extensions: tuple[str, ...] = EXTENSIONS,
     ) -> None:
-        # The watcher's thread and those of requests change the same index.
+        # The watcher's thread, those of requests, and training and batch processes change the same index.
         self._one_at_a_time = threading.RLock()
+        self._one_process_at_a_time = FileLock(str(Path(path) / ".lock_changes"))
+        self._seen: tuple[int, int] | None = None
         _put_damaged_index_aside(Path(path) / "datastore_v2.json")
         LocalDatastore.__init__(self, path, extensions=extensions, auto_reload=auto_reload, read_only=read_only)
 
@@ -102,7 +106,7 @@ class FolderStore(LocalDatastore):
         """
         if image_id not in self._datastore.objects:
             raise RequestError(404, f"no image {image_id!r} in the datastore")
-        with self._one_at_a_time:
+        with self._changing():
             super().remove_image(image_id)
             self.refresh()
 
@@ -112,23 +116,33 @@ class FolderStore(LocalDatastore):
         Raises:
             RequestError: 404, no such label.
         """
-        with self._one_at_a_time:
+        with self._changing():
             path = LocalDatastore.get_label_uri(self, label_id, label_tag)
             if not path:
                 raise RequestError(404, f"no label {label_tag!r} of image {label_id!r} in the datastore")
             Path(path).unlink(missing_ok=True)
             self.refresh()
 
+    def update_image_info(self, image_id: str, info: Mapping[str, Any]) -> None:
+        """Add to what is remembered of an image."""
+        with self._changing():
+            super().update_image_info(image_id, dict(info))
+
+    def update_label_info(self, label_id: str, label_tag: str, info: Mapping[str, Any]) -> None:
+        """Add to what is remembered of a label."""
+        with self._changing():
+            super().update_label_info(label_id, label_tag, dict(info))
+
     def _put_image(self, image_id: str, content: bytes, suffix: str, info: Mapping[str, Any]) -> None:
         """Write an image's file and enter it into the index."""
         path = Path(self._datastore.image_path()) / f"{image_id}{suffix}"
-        with self._one_at_a_time:
+        with self._changing():
             write_whole(path, content)
             self._enter_image(image_id, path.name, suffix, info)
 
     def _enter_image(self, image_id: str, name: str, suffix: str, info: Mapping[str, Any]) -> None:
         """Enter an image whose file is in place into the index; its labels stay."""
-        with self._one_at_a_time:
+        with self._changing():
             known = self._datastore.objects.get(image_id)
             entry = DataModel(info={**info, "ts": int(time.time()), "name": name}, ext=suffix)
             labels = known.labels if known else {}
@@ -141,7 +155,7 @@ class FolderStore(LocalDatastore):
         """Write a label map ``[H, W, D]`` and enter it into the index."""
         folder = Path(self._datastore.label_path(tag))
         name = f"{image_id}{LABEL_SUFFIX}"
-        with self._one_at_a_time:
+        with self._changing():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(prefix=".unfinished_", dir=folder) as scratch:
@@ -154,6 +168,15 @@ class FolderStore(LocalDatastore):
             self._update_datastore_file()
         logger.info("saved a label: tag %s", tag)
 
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Be alone with the index among threads and processes, and start from what others wrote last."""
+        with self._one_at_a_time, self._one_process_at_a_time:
+            if self._seen != _stamp(self._datastore_config_path):
+                self._config_ts = 0  # MONAI Label compares times, which are the same for two writes in one tick
+                self._init_from_datastore_file()
+            yield
+
     def _update_datastore_file(self, lock: bool = True) -> None:
         """Write the index in one step (MONAI Label's own way leaves half of it when the process dies)."""
         text = json.dumps(self._datastore.model_dump(exclude={"base_path"}), indent=2, default=str)
@@ -161,15 +184,17 @@ class FolderStore(LocalDatastore):
             path = Path(self._datastore_config_path)
             write_whole(path, text.encode())
             self._config_ts = path.stat().st_mtime
+            self._seen = _stamp(path)
 
     def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
         """Take over an index that another process changed."""
         with self._one_at_a_time:
             LocalDatastore._init_from_datastore_file(self, throw_exception)
+            self._seen = _stamp(self._datastore_config_path)
 
     def _reconcile_datastore(self) -> None:
         """Make the index agree with the files."""
-        with self._one_at_a_time:
+        with self._changing():
             LocalDatastore._reconcile_datastore(self)
 
 
@@ -207,6 +232,15 @@ def write_whole(path: Path, content: bytes) -> None:
             scratch.unlink(missing_ok=True)
     except OSError as e:
         raise RequestError(507, f"cannot write to the datastore ({e.strerror}): make room on the disk") from e
+
+
+def _stamp(path: str | Path) -> tuple[int, int] | None:
+    """Another one after every write."""
+    try:
+        status = Path(path).stat()
+    except FileNotFoundError:
+        return None
+    return status.st_mtime_ns, status.st_ino
 
 
 def _put_damaged_index_aside(path: Path) -> None:
