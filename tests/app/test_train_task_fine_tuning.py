@@ -100,6 +100,15 @@ def reader() -> LabelReader:
     return LabelReader(Terminology.load(), "MRI")
 
 
+def test_only_stages_that_answer_are_offered(bundle_dir: Path, tmp_path: Path):
+    """The shipped bundle has weights for both; a server may answer with one."""
+    offered = [
+        FineTuning(bundle_dir, WeightsStore(tmp_path), "MRI", inference).config()["stage"]
+        for inference in ({}, {"stages": "both"}, {"stages": "1"}, {"stages": [2]})
+    ]
+    assert offered == [["coarse", "fine"], ["coarse", "fine"], ["coarse"], ["fine"]]
+
+
 # --- from saved labels to cases ---------------------------------------------------------------------------------------
 
 
@@ -173,7 +182,7 @@ def test_clients_are_shown_options_that_they_can_send_back(tiny_bundle: Path, tm
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stage": "fine"}, "no stage 'fine' to train; there are: coarse"),
+        ({"stage": "fine"}, "no stage 'fine' that answers here; there are: coarse"),
         ({"steps": "many"}, "are numbers"),
         ({"val_split": 1}, "val_split from 0 to below 1"),
         ({"tolerance": -1}, "tolerance from 0 on"),

@@ -29,6 +29,7 @@ from monailabel.utils.others.generic import device_list, name_to_device
 
 from lib.saved_labels import LabelReader
 from scripts.errors import InputError
+from scripts.request import as_stages
 from scripts.text import Terminology
 from scripts.weights import part_of, read_plain
 
@@ -44,6 +45,7 @@ STAGES: Mapping[str, Mapping[str, str]] = {
     "fine": {"weights": "fine_weights", "spacing": "fine_spacing", "roi_size": "fine_roi_size"},
 }
 """Keys of the inference config that belong to each stage."""
+NUMBERS = {"coarse": 1, "fine": 2}
 NICENESS = 10
 LAST_LINES = 3
 
@@ -103,7 +105,7 @@ class FineTuning(BundleTrainTask):
         """The options that clients show; ``steps`` 0 takes the bundle's own number."""
         return {
             "device": device_list(),
-            "stage": [stage for stage in STAGES if self._stage_is_there(stage)],
+            "stage": [stage for stage in STAGES if self._stage_answers(stage)],
             "steps": 0,
             "val_split": 0.2,
             "tolerance": 0.01,
@@ -263,9 +265,9 @@ class FineTuning(BundleTrainTask):
             }
         except (TypeError, ValueError) as e:
             raise InputError(f"training: steps, val_split and tolerance are numbers ({e})") from e
-        if options["stage"] not in STAGES or not self._stage_is_there(options["stage"]):
+        if options["stage"] not in STAGES or not self._stage_answers(options["stage"]):
             known = ", ".join(self.config()["stage"]) or "none, there are no weights"
-            raise InputError(f"training: no stage {options['stage']!r} to train; there are: {known}")
+            raise InputError(f"training: no stage {options['stage']!r} that answers here; there are: {known}")
         if options["steps"] < 0 or not options["tolerance"] >= 0 or not 0 <= options["val_split"] < 1:
             raise InputError("training: wanted steps and tolerance from 0 on and val_split from 0 to below 1")
         return options
@@ -280,7 +282,11 @@ class FineTuning(BundleTrainTask):
     def _terminology(self) -> Terminology:
         return Terminology.load(self._inference().get_parsed_content("terminology::path"))
 
-    def _stage_is_there(self, stage: str) -> bool:
+    def _stage_answers(self, stage: str) -> bool:
+        """Whether requests are answered with it: teaching another would change nothing that users see."""
+        wanted = self.inference.get("stages")
+        if wanted is not None and NUMBERS[stage] not in as_stages(wanted):
+            return False
         return Path(self._inference().get_parsed_content(STAGES[stage]["weights"])).is_file()
 
     def _initial_weights(self, stage: str, work: Path) -> Path:

@@ -7,10 +7,8 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,29 +17,15 @@ import requests
 pytest.importorskip("monailabel", reason="MONAI Label is not installed: make setup-label")
 uvicorn = pytest.importorskip("uvicorn")
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PORT = 18170
 
 
-class Archive(BaseHTTPRequestHandler):
-    """An archive at /dicom-web, which asks for a password at /locked; nothing elsewhere."""
-
-    def do_GET(self) -> None:
-        status = {"/dicom-web": 200, "/locked": 401}.get("/" + self.path.split("/")[1], 404)
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(b"[]")
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
-def archive() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Archive)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+def archive(answering: Callable[..., str]) -> str:
+    """An archive at /dicom-web, which asks for a password at /locked; nothing elsewhere."""
+    status = {"dicom-web": 200, "locked": 401}
+    return answering(lambda path: (status.get(path.split("/")[1], 404), b"[]"))
 
 
 @pytest.mark.parametrize(
