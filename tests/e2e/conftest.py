@@ -45,7 +45,7 @@ class Clinic:
 
     def segs(self) -> list[pydicom.Dataset]:
         """The segmentations in the archive, oldest first."""
-        found = [requests.get(f"{self.archive.root}/series/{uid}").json() for uid in self._seg_ids()]
+        found = [requests.get(f"{self.archive.root}/series/{uid}").json() for uid in self.series_ids("SEG")]
         objects = []
         for series in sorted(found, key=lambda item: item["LastUpdate"]):
             content = requests.get(f"{self.archive.root}/instances/{series['Instances'][0]}/file").content
@@ -56,11 +56,12 @@ class Clinic:
 
     def forget_segs(self) -> None:
         """Delete the segmentations in the archive."""
-        for uid in self._seg_ids():
+        for uid in self.series_ids("SEG"):
             requests.delete(f"{self.archive.root}/series/{uid}").raise_for_status()
 
-    def _seg_ids(self) -> list[str]:
-        query = {"Level": "Series", "Query": {"Modality": "SEG"}}
+    def series_ids(self, modality: str) -> list[str]:
+        """The archive's own ids of all series of a modality; other tests may have left some."""
+        query = {"Level": "Series", "Query": {"Modality": modality}}
         return list(requests.post(f"{self.archive.root}/tools/find", json=query).json())
 
 

@@ -32,10 +32,13 @@ def written() -> Iterator[io.StringIO]:
         item.filters = filters
 
 
-def test_what_monai_label_says_about_requests_is_dropped(written: io.StringIO) -> None:
+def test_what_packages_say_about_requests_is_dropped(written: io.StringIO) -> None:
     chatty = logging.getLogger("monailabel.tasks.infer.basic_infer")
     chatty.setLevel("INFO")  # as MONAI Label does at each request
     chatty.info("Infer Request (final): {'prompt': 'the tumour of Mr Doe'}")
+    archive = logging.getLogger("dicomweb_client.web")
+    archive.setLevel("INFO")
+    archive.info("search for series of Mr Doe")
     chatty.warning("Failed to finish Infer Task: 3")
     assert written.getvalue() == "monailabel.tasks.infer.basic_infer Failed to finish Infer Task: 3\n"
 

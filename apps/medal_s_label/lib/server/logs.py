@@ -15,11 +15,12 @@ _PATTERNS = (
     (re.compile(r"([?&](?:image|id|label|session_id|tag)=)[^&\s\"']+"), r"\1<id>"),
     (re.compile(r"[^\s'\"=,;:()\[\]{}]*\.(?:nii\.gz|nii|nrrd|mha|mhd|dcm|bin)\b", re.IGNORECASE), "<file>"),
 )
-_CHATTY = "monailabel."
+# What these say below a warning is about single requests, series and segments.
+_CHATTY = ("monailabel.", "dicomweb_client.", "highdicom.")
 
 
 class PatientDataFilter(logging.Filter):
-    """Drops what MONAI Label says about its requests, and blackens the rest.
+    """Drops what MONAI Label and the DICOM packages say about single requests, and blackens the rest.
 
     Args:
         hidden: texts that never appear, such as the folder of the studies.
