@@ -229,3 +229,12 @@ def test_processes_keep_each_others_entries(store: FolderStore, folder: Path, tm
     assert {f"{who}{number}" for who in "ab" for number in range(30)} <= set(again.get_image_info("head"))
     assert again.get_label_info("head", "final")["label_info"] == INFO["label_info"]
     assert again.get_label_info("head", "final")["seen"] is True
+
+
+def test_labels_of_another_process_are_seen_at_once(store: FolderStore, folder: Path, tmp_path: Path) -> None:
+    """A batch saves its labels in a process of its own."""
+    nib.save(nib.Nifti1Image(labels(), AFFINE), tmp_path / "l.nii.gz")
+    assert store.get_labels_by_image_id("head") == {}
+    FolderStore(str(folder)).save_label("head", str(tmp_path / "l.nii.gz"), "original", INFO)
+    assert list(store.get_labels_by_image_id("head")) == ["original"]
+    assert store.get_label_info("head", "original")["label_info"] == INFO["label_info"]

@@ -55,6 +55,7 @@ class FolderStore(LocalDatastore):
         self._one_at_a_time = threading.RLock()
         self._one_process_at_a_time = FileLock(str(Path(path) / ".lock_changes"))
         self._seen: tuple[int, int] | None = None
+        self._taking_over = False
         _put_damaged_index_aside(Path(path) / "datastore_v2.json")
         LocalDatastore.__init__(self, path, extensions=extensions, auto_reload=auto_reload, read_only=read_only)
 
@@ -172,10 +173,28 @@ class FolderStore(LocalDatastore):
     def _changing(self) -> Iterator[None]:
         """Be alone with the index among threads and processes, and start from what others wrote last."""
         with self._one_at_a_time, self._one_process_at_a_time:
-            if self._seen != _stamp(self._datastore_config_path):
-                self._config_ts = 0  # MONAI Label compares times, which are the same for two writes in one tick
-                self._init_from_datastore_file()
+            self._take_over()
             yield
+
+    @property
+    def _datastore(self) -> LocalDatastoreModel:
+        """The index (MONAI Label's name for it), as whoever wrote last left it."""
+        self._take_over()
+        return self._index
+
+    @_datastore.setter
+    def _datastore(self, index: LocalDatastoreModel) -> None:
+        self._index = index
+
+    def _take_over(self) -> None:
+        """Read the index again where another process has written it; costs one look at the disk."""
+        if self._seen == _stamp(self._datastore_config_path):
+            return
+        with self._one_at_a_time:
+            if self._taking_over or self._seen == _stamp(self._datastore_config_path):
+                return
+            self._config_ts = 0  # MONAI Label compares times, which are the same for two writes in one tick
+            self._init_from_datastore_file()
 
     def _update_datastore_file(self, lock: bool = True) -> None:
         """Write the index in one step (MONAI Label's own way leaves half of it when the process dies)."""
@@ -187,10 +206,13 @@ class FolderStore(LocalDatastore):
             self._seen = _stamp(path)
 
     def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
-        """Take over an index that another process changed."""
+        """Read the index; the damaged one of another program is left alone."""
         with self._one_at_a_time:
-            LocalDatastore._init_from_datastore_file(self, throw_exception)
-            self._seen = _stamp(self._datastore_config_path)
+            seen, self._taking_over = _stamp(self._datastore_config_path), True
+            try:
+                LocalDatastore._init_from_datastore_file(self, throw_exception)
+            finally:
+                self._seen, self._taking_over = seen, False
 
     def _reconcile_datastore(self) -> None:
         """Make the index agree with the files."""
