@@ -40,8 +40,25 @@ def test_prompts_reach_fusion_and_correlation_only(image: torch.Tensor) -> None:
     network, queries = small_network(), torch.randn(5, 10)
     prompts = (torch.rand(2, 5, 16, 12, 8) > 0.7).float()
     out = network.answer(network.features(image, with_plain=True), queries, prompts)
-    assert torch.equal(out, network(image, queries, prompts, torch.zeros_like(image)))
+    assert torch.allclose(out, network(image, queries, prompts, torch.zeros_like(image)), atol=1e-5)
     assert not torch.allclose(out, network(image, queries, prompts), atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", [(0, 0, 0), (15, 11, 7), (7, 0, 5)])
+def test_a_prompt_that_fills_little_of_a_window_counts_as_in_the_forward_pass(
+    image: torch.Tensor, place: tuple[int, int, int]
+) -> None:
+    """Its share is computed in a box around it, at the window's rim as well; an empty one is no prompt at all."""
+    network, queries = small_network(), torch.randn(5, 10)
+    features = network.features(image, with_plain=True)
+    before = [tensor.clone() for tensor in features if tensor is not None]
+    prompts = torch.zeros(2, 5, 16, 12, 8)
+    assert torch.equal(network.answer(features, queries, prompts), network.answer(features, queries))
+    prompts[(0, 3, *place)] = 1
+    expected = network(image, queries, prompts, torch.zeros_like(image))
+    assert torch.allclose(network.answer(features, queries, prompts), expected, atol=1e-5)
+    assert all(torch.equal(one, other) for one, other in zip(before, features, strict=True))
 
 
 @torch.no_grad()

@@ -7,13 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from scripts.errors import InputError
 
 CACHE_GB = 4.0
 FEATURE_SHARE = 0.6
-"""Of the budget, for what the network computed of the windows of recent images (2 GB for a head in the fine stage); the
+"""Of the budget, for what the network computed of the windows of recent images (57 MB for one of the fine stage); the
 rest is for images and answers."""
 
 
@@ -40,8 +38,9 @@ class AppOptions:
         """Read ``--conf modality MRI --conf models text,edit --conf cache_gb 4 --conf device cuda:0`` and the like.
 
         Corrections reuse the features of the image (``refinement_mode`` "cached"), which makes them several times
-        faster and, with the shipped weights, no worse: mean DSC 0.695 on a held-out head against 0.693. Without a GPU
-        the coarse network answers alone, so that clicks are answered at once; ``stages`` says otherwise.
+        faster and, with the shipped weights, no worse: mean DSC 0.695 on a held-out head against 0.693. The fine
+        stage's windows lie at fixed places of the image (``fine_grid`` "image"), so that other words about it meet
+        windows that are known.
 
         Args:
             conf: what ``--conf`` gave.
@@ -54,12 +53,11 @@ class AppOptions:
         inference: dict[str, Any] = {
             "feature_cache_gb": cache * FEATURE_SHARE,
             "refinement_mode": conf.get("refinement_mode") or "cached",
+            "fine_grid": conf.get("fine_grid") or "image",
         }
         for key in ("device", "stages"):
             if conf.get(key):
                 inference[key] = conf[key]
-        if "stages" not in inference and not torch.cuda.is_available():
-            inference["stages"] = "1"  # without a GPU a click takes as long as a first answer in the fine stage
         if conf.get("memory_gb"):
             inference["memory_gb"] = _number(conf, "memory_gb", 0)
         return cls(

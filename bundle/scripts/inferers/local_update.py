@@ -9,20 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import SpatialCrop
 from monai.utils import convert_to_tensor
 
+from scripts.inferers.grid_boxes import SLACK, as_box, contains, cut_out, moved_box, whole_box
 from scripts.inferers.prompt_source import PromptSource
-from scripts.inferers.region import region_of_interest
+from scripts.inferers.region import Box as VoxelBox
 from scripts.inferers.stage import COARSE, FINE, Stage
-from scripts.inferers.two_stage import TwoStageInferer
+from scripts.inferers.two_stage import IMAGE, TwoStageInferer
 from scripts.inferers.window_grid import WindowGrid
 from scripts.request import RequestedTarget
 from scripts.transforms.grid_merger import GridMerger, shifted
 from scripts.transforms.prompt_shapes import Box, Marks, bounding_box, join_boxes
-
-SLACK = 1e-3
-"""Voxels by which affines may round."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +41,29 @@ class Update:
 
 @dataclass(frozen=True)
 class _View:
-    """What a stage sees: the image on its grid ``[1, h, w, d]``, and which box of the oriented image that is."""
+    """What a stage sees of the image.
+
+    Attributes:
+        stage: coarse or fine.
+        grid: the image on its grid ``[1, h, w, d]``.
+        part: which box of the oriented image that is; all of it where None.
+        members: the targets that were segmented together on it.
+        anchored: its windows lie at fixed places of the image.
+    """
 
     stage: Stage
     grid: MetaTensor
     part: Box | None
+    members: tuple[RequestedTarget, ...]
+    anchored: bool
+
+    @property
+    def keys(self) -> list[str]:
+        return [target.key for target in self.members]
+
+    @property
+    def ids(self) -> list[int]:
+        return [target.id for target in self.members]
 
 
 class LocalUpdate:
@@ -58,7 +73,9 @@ class LocalUpdate:
     correction; their new predictions are averaged as always, and count where touched windows outweigh the others: up
     to the middle between the last touched and the next window. Everything further away stays as it was.
 
-    The image on a stage's grid is kept between corrections, so that a correction costs its windows only.
+    The image on a stage's grid is kept between corrections, so that a correction costs its windows only. Where windows
+    lie at fixed places of the image (``fine_grid`` "image"), the touched ones are among those that show everything
+    found if that is one window, and else among those that show the corrected target.
 
     Args:
         system: stages, policies and threshold.
@@ -108,11 +125,12 @@ class LocalUpdate:
             mirrored_query: see ``TwoStageInferer``.
         """
         view = self._view(number, edited.box, found)
-        windows: WindowGrid = view.stage.inferer.grid(view.grid.shape[1:])  # type: ignore[attr-defined]
-        box = self._moved(edited.box, self.affine, view.grid.affine, windows.shape)
+        grid = self._shown(view, edited.box, prompt, found) if view.anchored else view.grid
+        windows: WindowGrid = view.stage.inferer.grid(grid.shape[1:])  # type: ignore[attr-defined]
+        box = moved_box(edited.box, self.affine, grid.affine, windows.shape)
         touched = windows.touching(box)
-        seen = join_boxes(*(_as_box(windows.inside(n)) for n in touched))
-        part = _cut_out(view.grid, seen)
+        seen = join_boxes(*(as_box(windows.inside(n)) for n in touched))
+        part = cut_out(grid, seen)
         with torch.inference_mode():
             probabilities, _ = view.stage(
                 part,
@@ -123,7 +141,7 @@ class LocalUpdate:
                 mirrored_queries=mirrored_query,
                 return_disagreement=False,
             )
-        core = self._moved(_core(windows, touched), view.grid.affine, self.affine, self.shape, whole_voxels=True)
+        core = moved_box(_core(windows, touched), grid.affine, self.affine, self.shape, whole_voxels=True)
         return self._merged(probabilities, part.affine, join_boxes(core, edited.box), len(touched))
 
     @property
@@ -137,42 +155,55 @@ class LocalUpdate:
         stage = self.system.stage[route[-1]]
         routes = [(target, self.system.route(target)) for target in self.targets]
         guided = COARSE in route and stage.number == FINE
-        members = [t for t, own in routes if stage.number in own and (COARSE in own) == (COARSE in route)]
-        place = self._moved(box, self.affine, self.image.affine, self.image.shape[1:])
+        members = tuple(t for t, own in routes if stage.number in own and (COARSE in own) == (COARSE in route))
+        anchored = guided and self.system.fine_grid == IMAGE
         key = stage.number if not guided else -stage.number
         known = self._views.get(key)
-        if known is not None and (known.part is None or _contains(known.part, place)):
+        if known is not None and (known.part is None or contains(known.part, self._oriented(box))):
             return known
         keys = [target.key for target in members]
-        part = self._region(stage, keys, [target.id for target in members], place, found) if guided else None
-        volume = self.image if part is None else _cut_out(self.image, part)
-        self._views[key] = _View(stage, stage.on_grid(volume, keys, stage.spacing(self.image)), part)
+        part = None
+        if guided and not anchored:
+            part = self._region(stage, keys, box, bounding_box(np.isin(found, [target.id for target in members])))
+        volume = self.image if part is None else cut_out(self.image, part)
+        grid = stage.on_grid(volume, keys, stage.spacing(self.image))
+        self._views[key] = _View(stage, grid, part, members, anchored)
         return self._views[key]
 
-    def _region(self, stage: Stage, keys: Sequence[str], ids: Sequence[int], place: Box, found: np.ndarray) -> Box:
+    def _shown(self, view: _View, box: Box, prompt: Callable[[Box], np.ndarray], found: np.ndarray) -> MetaTensor:
+        """The windows of an image's grid for a correction.
+
+        Where one window shows everything found, it is most likely the one of the first answer, whose features are
+        known. Else those that show the corrected target are enough.
+        """
+        everything = self._voxels(box, bounding_box(np.isin(found, view.ids)))
+        chosen = self.system.windows_around(view.stage, view.grid, self.image, view.keys, everything)
+        windows = view.stage.inferer.grid([side.stop - side.start for side in chosen])  # type: ignore[attr-defined]
+        if len(windows) > 1:
+            own = self._voxels(box, bounding_box(prompt(whole_box(self.shape))))
+            chosen = self.system.windows_around(view.stage, view.grid, self.image, view.keys, own)
+        return cut_out(view.grid, chosen)
+
+    def _region(self, stage: Stage, keys: Sequence[str], box: Box, marked: Box | None) -> Box:
         """The fine stage's part of the oriented image: around what was found, and the correction."""
-        marked = bounding_box(np.isin(found, ids))
-        whole = place
-        if marked is not None:
-            whole = join_boxes(place, self._moved(marked, self.affine, self.image.affine, self.image.shape[1:]))
-        (a, b), (c, d), (e, f) = ((side.start, side.stop - 1) for side in whole)
-        region = region_of_interest(
-            self.image.shape[1:],
-            stage.spacing(self.image),
-            ((a, b), (c, d), (e, f)),
-            keys,
-            stage.resample.patch_size,
-            stage.resample.target_spacing,
-            self.system.terminology,
-            stage.resample.mode == "dynamic",
-        )
-        return join_boxes(region.slices, place)
+        region = self.system.region(stage, self.image, keys, self._voxels(box, marked))
+        return join_boxes(region, self._oriented(box))
+
+    def _oriented(self, box: Box) -> Box:
+        """A box of the image as stored on the image that the networks see."""
+        return moved_box(box, self.affine, self.image.affine, self.image.shape[1:])
+
+    def _voxels(self, box: Box, other: Box | None) -> VoxelBox:
+        """First and last voxel, on the image that the networks see, of what two boxes of the stored image span."""
+        whole = self._oriented(box if other is None else join_boxes(box, other))
+        a, b, c = ((side.start, side.stop - 1) for side in whole)
+        return a, b, c
 
     def _prompts(
         self, part: MetaTensor, prompt: Callable[[Box], np.ndarray], edited: Marks, positive: bool
     ) -> torch.Tensor | None:
         """The prompt ``[1, h, w, d]`` on a part of a grid, or None where it is empty: text alone."""
-        source = self._moved(_whole(part.shape[1:]), part.affine, self.affine, self.shape)
+        source = moved_box(whole_box(part.shape[1:]), part.affine, self.affine, self.shape)
         bits = torch.from_numpy(prompt(source).astype(np.uint8))[None]
         mask = MetaTensor(bits, affine=shifted(self.affine, [side.start for side in source]))
         known = PromptSource(mask, None, [1]).on_grid(part).packed([0])  # of one class, its bits are its mask
@@ -208,27 +239,6 @@ class LocalUpdate:
         probability = convert_to_tensor(merger.probability, track_meta=False)[0].numpy()
         return Update(box, found, probability, windows)
 
-    @staticmethod
-    def _moved(
-        box: Box, source: torch.Tensor, goal: torch.Tensor, shape: Sequence[int], whole_voxels: bool = False
-    ) -> Box:
-        """A box of one grid on another one: all voxels that it reaches, or those whose centre lies in it.
-
-        At least one voxel, and none outside ``shape``.
-        """
-        corners = np.stack(np.meshgrid(*[(s.start - 0.5, s.stop - 0.5) for s in box], indexing="ij"), -1).reshape(-1, 3)
-        matrix = np.linalg.solve(goal.cpu().double().numpy(), source.cpu().double().numpy())
-        places = corners @ matrix[:3, :3].T + matrix[:3, 3]
-        low, high = places.min(axis=0) + SLACK, places.max(axis=0) - SLACK
-        limit = np.asarray(shape)
-        if whole_voxels:
-            start, stop = np.ceil(low), np.floor(high) + 1
-        else:
-            start, stop = np.floor(low + 0.5), np.floor(high + 0.5) + 1
-        start = np.clip(start, 0, limit - 1).astype(int)
-        stop = np.clip(stop, start + 1, limit).astype(int)
-        return _as_box([slice(int(a), int(b)) for a, b in zip(start, stop, strict=True)])
-
 
 def _core(windows: WindowGrid, touched: Sequence[int]) -> Box:
     """Voxels of a grid where touched windows count: up to the middle between them and the next untouched window."""
@@ -241,23 +251,4 @@ def _core(windows: WindowGrid, touched: Sequence[int]) -> Box:
         first = 0 if low == 0 else int(np.ceil((starts[low - 1] + starts[low]) / 2 + half))
         last = side if high == len(starts) - 1 else int(np.floor((starts[high] + starts[high + 1]) / 2 + half))
         sides.append(slice(first, min(last, side)))
-    return _as_box(sides)
-
-
-def _cut_out(image: MetaTensor, box: Box) -> MetaTensor:
-    """A box of ``[1, H, W, D]`` with its own affine."""
-    part: Any = SpatialCrop(roi_slices=list(box))(image)
-    return part
-
-
-def _contains(box: Box, part: Box) -> bool:
-    return all(b.start <= p.start and p.stop <= b.stop for b, p in zip(box, part, strict=True))
-
-
-def _whole(shape: Sequence[int]) -> Box:
-    return _as_box([slice(0, int(side)) for side in shape])
-
-
-def _as_box(sides: Sequence[slice]) -> Box:
-    a, b, c = sides
-    return a, b, c
+    return as_box(sides)

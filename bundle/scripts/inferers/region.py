@@ -120,11 +120,30 @@ def region_of_interest(
         if not rules.single and exceeds_volume(size, r, patch):
             r = limit_volume(size, r, patch, target)
     margin = max(policy.roi_margin for policy in rules.policies)
+    least = [c / 2 * t / step - 1 for c, t, step in zip(patch, target, r, strict=True)]
+    start, stop, half_extent = _around(box, size, margin, least)
+    return Region(as_shape(start), as_shape(stop), as_triple(half_extent), as_triple(r))
+
+
+def grown_box(
+    shape: Sequence[int], box: Sequence[Sequence[int]], targets: Sequence[str], terminology: Terminology | None = None
+) -> tuple[slice, slice, slice]:
+    """A box grown by the targets' margin alone, without a least size; arguments as in :func:`region_of_interest`."""
+    margin = max(policy.roi_margin for policy in SpacingRules(targets, FINE_STAGE, terminology).policies)
+    start, stop, _ = _around(box, checked_shape(shape), margin, (0, 0, 0))
+    h, w, d = (slice(a, b) for a, b in zip(start, stop, strict=True))
+    return h, w, d
+
+
+def _around(
+    box: Sequence[Sequence[int]], size: Sequence[int], margin: float, least: Sequence[float]
+) -> tuple[list[int], list[int], list[float]]:
+    """Start, stop and half extent about a box's centre: half of the box's side, grown, and no less than ``least``."""
     start, stop, half_extent = [], [], []
-    for (first, last), n, c, t, step in zip(box, size, patch, target, r, strict=True):
-        half = max((last - first + 1) * margin / 2, c / 2 * t / step - 1)
+    for (first, last), n, smallest in zip(box, size, least, strict=True):
+        half = max((last - first + 1) * margin / 2, smallest)
         centre = (first + last) / 2
         start.append(max(int(centre - half), 0))
         stop.append(min(int(centre + half), n - 1) + 1)
         half_extent.append(half)
-    return Region(as_shape(start), as_shape(stop), as_triple(half_extent), as_triple(r))
+    return start, stop, half_extent

@@ -12,11 +12,13 @@ import nibabel as nib
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
-from monai.transforms import SpatialCrop
 from monai.utils import convert_to_tensor
 
+from scripts.inferers.anchored_windows import covering_windows, image_middle
+from scripts.inferers.grid_boxes import Box, cut_out, moved_box
 from scripts.inferers.prompt_source import PromptSource
-from scripts.inferers.region import Region, foreground_box, region_of_interest
+from scripts.inferers.region import Box as VoxelBox
+from scripts.inferers.region import foreground_box, grown_box, region_of_interest
 from scripts.inferers.stage import COARSE, FINE, Stage
 from scripts.request import RequestedTarget, decode_request
 from scripts.text import Terminology
@@ -26,6 +28,7 @@ from scripts.transforms.postprocess import remove_small_components
 logger = logging.getLogger(__name__)
 BYTES_PER_PROBABILITY = 2  # accumulators are float16
 BY_POLICY = "policy"
+REGION, IMAGE = "region", "image"
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,16 @@ class TwoStageInferer(Inferer):
         min_voxels: smaller objects of anatomy are removed from stage 1's masks before they become prompts.
         keep_masks: also return every target's own mask; they may overlap.
         keep_disagreement: also return how far the predictions of a refinement (or of mirrored images) disagree.
+        fine_grid: where the fine stage's windows lie. "region", as published: from the corner of the region of
+            interest, which is cut out and resampled by itself. "image": at fixed places of the whole image on the fine
+            grid, of which those are run that show what the coarse stage found; questions about one image then meet
+            the same windows, so that a cache of features serves all of them, see ``covering_windows``.
         default: gives ``request`` and ``queries`` (and ``mirrored_queries``) to a caller who hands on nothing but the
             image, see ``EncodePromptsd.default``; such a caller (MONAI Label's own bundle app) has the coarse network
             only, so stage 1 alone is run.
 
     Raises:
-        ValueError: a stage is to be run but not given.
+        ValueError: a stage is to be run but not given, or an option that does not exist.
     """
 
     def __init__(
@@ -90,6 +97,7 @@ class TwoStageInferer(Inferer):
         min_voxels: int = 10,
         keep_masks: bool = False,
         keep_disagreement: bool = False,
+        fine_grid: str = REGION,
         default: Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
@@ -101,6 +109,8 @@ class TwoStageInferer(Inferer):
             raise ValueError(f"refinements is 'policy' or a number from 0 on, got {refinements!r}")
         if not 0 < threshold <= 1 or memory_gb <= 0:
             raise ValueError(f"wanted 0 < threshold <= 1 and memory_gb > 0, got {threshold} and {memory_gb}")
+        if fine_grid not in (REGION, IMAGE):
+            raise ValueError(f"fine_grid is '{REGION}' or '{IMAGE}', got {fine_grid!r}")
         self.terminology = terminology
         self.threshold = threshold
         self.refinements = refinements
@@ -108,6 +118,7 @@ class TwoStageInferer(Inferer):
         self.min_voxels = min_voxels
         self.keep_masks = keep_masks
         self.keep_disagreement = keep_disagreement
+        self.fine_grid = fine_grid
         self.default = default
 
     def __call__(  # type: ignore[override]
@@ -180,9 +191,9 @@ class TwoStageInferer(Inferer):
         guided = [n for n in first if FINE in routes[n]]
         if guided and coarse is not None:
             labels = self._clean(coarse.labels, case.targets)
-            region = self._region(case, guided, labels)
+            found = self._found(case, labels)
             source = PromptSource(case.masks, labels, case.ids)
-            self._run(self.stage[FINE], case, guided, source, {final: guided}, region)
+            self._run(self.stage[FINE], case, guided, source, {final: guided}, found)
         unguided = [n for n, route in enumerate(routes) if COARSE not in route]
         if unguided:
             source = PromptSource(case.masks, None, case.ids)
@@ -214,13 +225,13 @@ class TwoStageInferer(Inferer):
         classes: Sequence[int],
         source: PromptSource,
         sinks: Mapping[GridMerger, Sequence[int]],
-        region: Region | None = None,
+        found: VoxelBox | None = None,
     ) -> None:
-        """Predict some targets in one stage, block by block, and merge each where it is wanted."""
-        volume = case.volume
-        if region is not None:
-            volume = cast(MetaTensor, SpatialCrop(roi_slices=list(region.slices))(volume))
-        grid = stage.on_grid(volume, case.keys(classes), stage.spacing(case.volume))
+        """Predict some targets in one stage, block by block, and merge each where it is wanted.
+
+        ``found`` is the box of the image to look at, all of it where None.
+        """
+        grid, window = self.look_at(stage, case.volume, case.keys(classes), found)
         prompts = source.on_grid(grid).packed(classes)
         blocks = self._blocks(stage, case, classes, grid)
         logger.info("stage %d: %s, targets: %d, in %d blocks", stage.number, _facts(grid), len(classes), len(blocks))
@@ -237,7 +248,6 @@ class TwoStageInferer(Inferer):
                 keep=None if len(asked) == len(block) else [asked.index(n) for n in block],
                 return_disagreement=True if self.keep_disagreement else None,
             )
-            window = None if region is None else region.slices
             for merger, wanted in sinks.items():
                 places = [place for place, n in enumerate(block) if n in wanted]
                 chosen = probabilities if len(places) == len(block) else probabilities[places]
@@ -268,24 +278,66 @@ class TwoStageInferer(Inferer):
         plain = convert_to_tensor(labels[0], track_meta=False)
         return MetaTensor(remove_small_components(plain, self.min_voxels, anatomy)[None], affine=labels.affine)
 
-    def _region(self, case: _Case, classes: Sequence[int], labels: MetaTensor) -> Region | None:
-        """The region of interest; None, the whole volume, where neither stage 1 nor the user marked anything."""
+    def _found(self, case: _Case, labels: MetaTensor) -> VoxelBox | None:
+        """The box of what stage 1 and the user marked; None, the whole volume, where neither marked anything."""
         marked = labels[0] != 0 if case.masks is None else (labels[0] != 0) | (case.masks != 0).any(dim=0)
         box = foreground_box(marked)
         if box is None:
             logger.info("stage 1 found nothing: stage 2 works on the whole volume")
-            return None
-        fine = self.stage[FINE]
+        return box
+
+    def look_at(
+        self, stage: Stage, volume: MetaTensor, keys: Sequence[str], found: VoxelBox | None
+    ) -> tuple[MetaTensor, Box | None]:
+        """What a stage sees of a volume ``[1, H, W, D]``, on its grid, for targets that lie in a box.
+
+        Args:
+            stage: coarse or fine.
+            volume: at its own resolution.
+            keys: policy keys of the targets.
+            found: first and last voxel along each axis, inclusive; None is the whole volume.
+
+        Returns:
+            ``[1, h, w, d]`` with its affine, and the part of the volume that answers may be written to; all of it
+            where None.
+        """
+        spacing = stage.spacing(volume)
+        if found is None:
+            return stage.on_grid(volume, keys, spacing), None
+        if self.fine_grid == IMAGE:
+            grid = stage.on_grid(volume, keys, spacing)
+            return cut_out(grid, self.windows_around(stage, grid, volume, keys, found)), None
+        region = self.region(stage, volume, keys, found)
+        return stage.on_grid(cut_out(volume, region), keys, spacing), region
+
+    def region(self, stage: Stage, volume: MetaTensor, keys: Sequence[str], found: VoxelBox) -> Box:
+        """The region of interest around a box; arguments as in ``look_at``."""
         return region_of_interest(
-            case.volume.shape[1:],
-            fine.spacing(case.volume),
-            box,
-            case.keys(classes),
-            fine.resample.patch_size,
-            fine.resample.target_spacing,
+            volume.shape[1:],
+            stage.spacing(volume),
+            found,
+            keys,
+            stage.resample.patch_size,
+            stage.resample.target_spacing,
             self.terminology,
-            fine.resample.mode == "dynamic",
-        )
+            stage.resample.mode == "dynamic",
+        ).slices
+
+    def windows_around(
+        self, stage: Stage, grid: MetaTensor, volume: MetaTensor, keys: Sequence[str], found: VoxelBox
+    ) -> Box:
+        """The part of a grid of the whole volume, made of windows at fixed places, that shows a box of the volume.
+
+        Args:
+            stage: whose windows.
+            grid: the volume on the stage's grid.
+            volume: ``[1, H, W, D]``.
+            keys: policy keys of the targets.
+            found: first and last voxel along each axis of the volume, inclusive.
+        """
+        box = grown_box(volume.shape[1:], found, keys, self.terminology)
+        wanted = moved_box(box, volume.affine, grid.affine, grid.shape[1:])
+        return covering_windows(stage.inferer.grid(grid.shape[1:]), image_middle(grid), wanted)  # type: ignore[attr-defined]
 
 
 def _facts(grid: MetaTensor) -> str:

@@ -21,8 +21,8 @@ class Features(NamedTuple):
     Attributes:
         tokens: the query decoder's image tokens, ``[B, h * w * d, dim]``.
         fused: full-resolution features after fusion with an empty prompt, F_r, ``[B, C, H, W, D]``.
-        plain: full-resolution features before the fusion, F, ``[B, C, H, W, D]``; None where nobody will give
-            prompts.
+        plain: the share of the full-resolution features F in the fusion's convolution, before any prompt is added,
+            ``[B, C, H, W, D]``; None where nobody will give prompts.
     """
 
     tokens: torch.Tensor
@@ -103,8 +103,9 @@ class MedalS(nn.Module):
             with_plain: keep what ``answer`` needs to take prompts, at the cost of twice the memory.
         """
         scales, decoded = self.encode(image)
-        fused = self.mask_head.fuse_empty(decoded[0])
-        return Features(self.query_decoder.tokens(scales), fused, decoded[0] if with_plain else None)
+        plain = self.mask_head.convolve(decoded[0])
+        fused = self.mask_head.activate(plain)
+        return Features(self.query_decoder.tokens(scales), fused, plain if with_plain else None)
 
     def answer(
         self, features: Features | Sequence[torch.Tensor], queries: torch.Tensor, prompts: torch.Tensor | None = None
@@ -130,7 +131,7 @@ class MedalS(nn.Module):
             return self.mask_head(fused, adapted, None)
         if plain is None:
             raise ValueError("network: these features take no prompts, make them with features(image, with_plain=True)")
-        return self.mask_head(plain, adapted, prompts)
+        return self.mask_head.answer(plain, adapted, prompts)
 
     def forward(
         self,

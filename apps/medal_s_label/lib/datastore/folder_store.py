@@ -193,7 +193,7 @@ class FolderStore(LocalDatastore):
         with self._one_at_a_time:
             if self._taking_over or self._seen == _stamp(self._datastore_config_path):
                 return
-            self._config_ts = 0  # MONAI Label compares times, which are the same for two writes in one tick
+            self._config_ts = 0.0  # MONAI Label compares times, which are the same for two writes in one tick
             self._init_from_datastore_file()
 
     def _update_datastore_file(self, lock: bool = True) -> None:
