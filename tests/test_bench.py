@@ -16,11 +16,11 @@ from scripts.benchmarks import memory
 from scripts.benchmarks.measuring import HIGHER, Row, side_by_side
 from scripts.benchmarks.phantom import BandNetwork, write_ramp
 from scripts.benchmarks.postprocessing import class_by_class, phantom
-from scripts.benchmarks.published_network import PublishedNetwork
 from scripts.benchmarks.table import BEGIN, END, as_markdown, rewrite
 from scripts.convert_checkpoint import convert_reference_state_dict
 from scripts.errors import InputError
 from scripts.networks import MedalS
+from scripts.published.reference_network import PublishedNetwork
 from scripts.transforms.postprocess import keep_probable_components
 
 TINY = {"features": [4, 8], "strides": [1, 2], "query_dim": 24, "roi_size": [16, 16, 16], "spacing": [4.0, 4.0, 4.0]}

@@ -43,14 +43,21 @@ def load_weights(network: torch.nn.Module, path: str | Path, part: str | None = 
     network.load_state_dict(state)
 
 
-def read_plain(file: Path) -> Any:
+def read_plain(file: Path, mmap: bool = False) -> Any:
     """What a file of tensors and plain containers holds; nothing else is unpickled.
+
+    NumPy's scalars, which published checkpoints hold as learning rates, become objects without content.
+
+    Args:
+        file: written by ``torch.save``.
+        mmap: read a tensor from the file when it is used, not all at once; for files in torch's zip format only.
 
     Raises:
         InputError: anything else.
     """
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY_STAND_INS):
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as e:  # whatever bytes the file holds: struct, zip, pickle and their own kinds of error
         raise InputError(f"{file.name}: not a file of plain weights ({' '.join(str(e).split())[:160]})") from e
 
@@ -80,6 +87,28 @@ def describe_misfit(given: Mapping[str, torch.Tensor], wanted: Mapping[str, torc
         _complaint("has another shape in", other),
     )
     return "; it ".join(complaint for complaint in complaints if complaint)
+
+
+class _Inert:
+    """Stands for what a pickle would have NumPy make: takes any arguments and any state, keeps none of it."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def _stand_in(path: str) -> type[_Inert]:
+    """An inert class that torch.load finds under a path: it goes by module and name, which are those of NumPy."""
+    module, _, name = path.rpartition(".")
+    return type(name, (_Inert,), {"__module__": module, "__qualname__": name})
+
+
+# Nothing of NumPy itself is called. The first of them by its names in NumPy 1 and 2.
+_NUMPY_STAND_INS: list[Any] = [
+    _stand_in(path) for path in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
+]
 
 
 class WeightsLoader:

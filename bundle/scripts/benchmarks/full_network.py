@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from scripts.benchmarks.measuring import HIGHER, Row, Section, Settings, has_avx512_bf16, side_by_side
-from scripts.benchmarks.published_network import WIDTH, PublishedNetwork
 from scripts.convert_checkpoint import convert_reference_state_dict
 from scripts.inferers import RefinementInferer
 from scripts.networks import MedalS
+from scripts.published.reference_network import PUBLISHED, PublishedNetwork
 
 THRESHOLD = 0.5
 # A difference of logits that is due to rounding alone: the order of sums differs.
@@ -23,7 +23,7 @@ def run(settings: Settings) -> Section:
     published, ours = _networks(settings.device)
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 1, side, side, side, generator=generator).to(settings.device)
-    queries = torch.randn(1, settings.queries, WIDTH, generator=generator).to(settings.device)
+    queries = torch.randn(1, settings.queries, PUBLISHED.width, generator=generator).to(settings.device)
     inferer = RefinementInferer(iterations=0)
     empty = torch.zeros(1, settings.queries, side, side, side, device=settings.device)
     found: dict[str, Any] = {}

@@ -62,7 +62,7 @@ def embed(
         sentences = list(dict.fromkeys([*sentences, *PromptSentences.load(prompts_json, terminology).all_sentences()]))
     text_encoder = _encoder(encoder, head, identity)
     _check_output(output, text_encoder.identity, force)
-    bank = _build(sentences, text_encoder.load())
+    bank = build_with_progress(sentences, text_encoder.load())
     bank.save(output)
     size = output.stat().st_size
     console().print(
@@ -107,8 +107,8 @@ def _check_output(output: Path, identity: str, force: bool) -> None:
         )
 
 
-def _build(sentences: list[str], encoder: TextEncoder) -> EmbeddingBank:
-    """Embed the sentences under a progress bar on the error stream."""
+def build_with_progress(sentences: list[str], encoder: TextEncoder) -> EmbeddingBank:
+    """The sentences' embedding bank, made under a progress bar on the error stream."""
     from scripts.text import EmbeddingBank
 
     columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
