@@ -194,6 +194,7 @@ def weights(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     parser = ConfigParser()
     parser.read_config(bundle_dir / "configs" / "inference.json")
+    parser["bundle_root"] = str(bundle_dir)
     path = tmp_path_factory.mktemp("weights") / "model.pt"
     torch.save(parser.get_parsed_content("network_def").half().state_dict(), path)
     return path

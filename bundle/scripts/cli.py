@@ -14,6 +14,8 @@ from typer.core import TyperGroup
 
 from scripts.commands.embed import embed
 from scripts.commands.evaluate import evaluate
+from scripts.commands.export import export
+from scripts.commands.import_weights import import_weights
 from scripts.commands.parse import parse
 from scripts.commands.prepare import prepare
 from scripts.commands.segment import segment
@@ -40,7 +42,8 @@ class Commands(TyperGroup):
 
 app = typer.Typer(
     cls=Commands,
-    help="Medal S: segment by text, see what can be asked for and how a text is understood, embed known sentences.",
+    help="Medal S: segment by text, see what can be asked for and how a text is understood, embed known sentences, "
+    "import published weights, export networks.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -51,6 +54,8 @@ app.command()(segment)
 app.command()(targets)
 app.command()(parse)
 app.command()(embed)
+app.command()(import_weights)
+app.command()(export)
 app.command()(prepare)
 app.command()(evaluate)
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scripts.commands.config_files import BUNDLE, config_file
 from scripts.errors import InputError
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigWorkflow
 
-BUNDLE = Path(__file__).resolve().parents[2]
 TO_SCREEN = "-"
 EVALUATED = ("$", "@", "%")  # a text that begins so is a piece of program to the config
 
@@ -115,7 +115,7 @@ def segment(
     overrides = {key: value for key, value in given.items() if value is not None}
     _refuse_expressions(overrides)
     source = str(image.expanduser().resolve())
-    overlays = [_config_file(name) for name in config or ()]
+    overlays = [config_file(name, "segment") for name in config or ()]
     if _is_many(image.expanduser()):
         _refuse_for_many(overrides)
         summary = statistics if statistics not in (None, TO_SCREEN) else None
@@ -124,7 +124,7 @@ def segment(
             "overwrite": overwrite,
             **({"summary": str(Path(summary).resolve())} if summary else {}),
         }
-        _run([_config_file("batch_inference"), *overlays], {**overrides, **extra})
+        _run([config_file("batch_inference", "segment"), *overlays], {**overrides, **extra})
         if statistics == TO_SCREEN:
             typer.echo((output_dir / "summary.csv").read_text(encoding="utf-8"), nl=False)
         return
@@ -172,20 +172,11 @@ def _refuse_expressions(overrides: dict[str, Any]) -> None:
                 raise InputError(f"segment: {key} must not begin with {' '.join(EVALUATED)}, got {text!r}")
 
 
-def _config_file(name: str) -> str:
-    """A config of the bundle by its name, or any other by its path."""
-    for path in (Path(name).expanduser(), BUNDLE / "configs" / f"{name}.json"):
-        if path.is_file():
-            return str(path.resolve())
-    known = ", ".join(sorted(path.stem for path in (BUNDLE / "configs").glob("*.json")))
-    raise InputError(f"segment: no config {name!r}: give a file, or one of {known}")
-
-
 def _run(overlays: list[str], overrides: dict[str, Any]) -> ConfigWorkflow:
     """Run the inference config with overlays and overrides."""
     from monai.bundle import ConfigWorkflow
 
-    files = [_config_file("inference"), *overlays]
+    files = [config_file("inference", "segment"), *overlays]
     workflow = ConfigWorkflow(config_file=files, workflow_type="infer", bundle_root=str(BUNDLE), **overrides)
     workflow.initialize()
     workflow.run()
