@@ -70,6 +70,7 @@ def random_weights(inference_config: Path, tmp_path_factory: pytest.TempPathFact
     torch.manual_seed(0)
     parser = ConfigParser()
     parser.read_config(inference_config)
+    parser["bundle_root"] = str(inference_config.parents[1])
     path = tmp_path_factory.mktemp("weights") / "model.pt"
     torch.save(parser.get_parsed_content("network_def").half().state_dict(), path)
     return path

@@ -21,6 +21,7 @@ ASKED = [*(f"{side} {name}" for name in PAIRED for side in ("Left", "Right")), *
 def test_demo_segments_the_template(bundle_dir: Path, tmp_path: Path) -> None:
     parser = ConfigParser()
     parser.read_config(bundle_dir / "configs" / "inference.json")
+    parser["bundle_root"] = str(bundle_dir)
     torch.save(parser.get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
     report = run_demo(
         tmp_path / "out",

@@ -1,5 +1,6 @@
 """The Medal S network and the parts that the JSON configs assemble it from."""
 
+from scripts.networks.known_structures import KnownStructures
 from scripts.networks.mask_head import MaskEmbedding, MaskHead
 from scripts.networks.medal_s import Features, MedalS
 from scripts.networks.query_decoder import QueryDecoder, sinusoidal_position_code
@@ -8,6 +9,7 @@ from scripts.networks.unet import PlainUNet
 
 __all__ = [
     "Features",
+    "KnownStructures",
     "MaskEmbedding",
     "MaskHead",
     "MedalS",
