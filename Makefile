@@ -94,6 +94,23 @@ weights: setup ## Train the shipped weights again, hours on a CPU (LABEL_MAPS=fo
 bench: setup ## Measure speed and memory on this machine: bench.json
 	cd bundle && ../$(BIN)/python -m scripts.bench --output ../bench.json
 
+.PHONY: coverage
+coverage: setup-test ## Run the tests and say which lines of bundle/scripts and apps no test reaches (at least 90 % wanted)
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
+
+.PHONY: docs
+docs: setup ## Write the generated pages anew: docs/classes.md, docs/configuration.md
+	$(BIN)/python tools/class_table.py
+	$(BIN)/python tools/config_reference.py
+
+.PHONY: bundle
+bundle: setup ## Write dist/medal_s_v<version>.zip, the package for the model zoo, the same bytes each time
+	$(BIN)/python tools/package_bundle.py
+
+.PHONY: release
+release: setup ## Check the versions; VERSION=0.2.0 SUMMARY="what is new" prepares that release (nothing is pushed)
+	$(BIN)/python tools/release.py $(VERSION) $(if $(SUMMARY),--summary "$(SUMMARY)")
+
 .PHONY: constraints
 constraints: $(BIN)/uv ## Renew constraints.txt after a change of pyproject.toml (ARGS=--upgrade: all versions)
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --no-header --no-annotate \
@@ -101,7 +118,7 @@ constraints: $(BIN)/uv ## Renew constraints.txt after a change of pyproject.toml
 
 .PHONY: clean
 clean: ## Remove outputs and caches
-	rm -rf demo_output demo_studies demo_clinic bench.json .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+	rm -rf demo_output demo_studies demo_clinic dist bench.json .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
 	find bundle apps tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: distclean

@@ -1,22 +1,13 @@
-"""docs/finetune.md word for word: its files and commands, on ten tiny heads with a structure not known before."""
+"""The weights that a training run may start from; tests/docs/test_finetune_page.py runs a whole fine-tuning."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from scripts.errors import InputError
 from scripts.fine_tuning import start_from
@@ -24,21 +15,6 @@ from scripts.networks import MedalS
 from scripts.weights import load_weights
 
 TINY_NETWORK = {"text_dim": 16, "query_dim": 24, "features": [4, 8], "strides": [1, 2]}
-TINY_RUN = {
-    **TINY_NETWORK,
-    "roi_size": [16, 16, 16],
-    "segment_steps": [6],
-    "segment_warmup": [2],
-    "val_interval": 3,
-    "val_samples": 2,
-    "num_workers": 0,
-}
-TINY_INFERENCE = {**TINY_NETWORK, "roi_size": [16, 16, 16], "progress": False}
-
-
-def blocks(document: Path, language: str) -> list[str]:
-    """The fenced blocks of a language."""
-    return re.findall(rf"```{language}\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -48,72 +24,6 @@ def network_def(bundle_dir: Path) -> dict[str, Any]:
     parser.read_config(str(bundle_dir / "configs" / "small_network.json"))
     parser.update(TINY_NETWORK)
     return parser
-
-
-@pytest.fixture(scope="module")
-def workplace(bundle_dir: Path, network_def: ConfigParser, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``bundle`` with tiny weights and ``my_cases`` with ten heads, side by side; a tiny encoder for the sentences."""
-    root = tmp_path_factory.mktemp("fine_tuning")
-    bundle = root / "bundle"
-    bundle.mkdir()
-    for name in ("configs", "scripts", "docs"):
-        (bundle / name).symlink_to(bundle_dir / name)
-    (bundle / "models").mkdir()
-    torch.manual_seed(0)
-    torch.save(network_def.get_parsed_content("network_def").state_dict(), bundle / "models" / "model.pt")
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "pineal", "gland", "body", "brain", "stem", "left", "right", "-"]
-    encoder = bundle / "sentence-transformers" / "all-MiniLM-L6-v2"
-    BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(encoder)
-    (encoder / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(vocab=str(encoder / "vocab.txt")).save_pretrained(encoder)
-    cases = root / "my_cases"
-    for folder in ("images", "labels"):
-        (cases / folder).mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    affine = np.diag([3.0, 3.0, 3.0, 1.0])
-    for index in range(10):
-        label = np.zeros((16, 16, 16), dtype=np.uint8)
-        label[3:6, 4:12, 4 : 10 + index % 3] = 1
-        label[9:13, 4:12, 4:12] = 2
-        image = np.array([10.0, 200.0, 100.0])[label] + rng.normal(0, 5, label.shape)
-        nib.save(nib.Nifti1Image(image.astype(np.float32), affine), cases / "images" / f"case_{index}.nii.gz")
-        nib.save(nib.Nifti1Image(label, affine), cases / "labels" / f"case_{index}.nii.gz")
-    return root
-
-
-def run(command: str, root: Path, **changes: Any) -> None:
-    """A command of the document in the bundle's folder, with tiny sizes added."""
-    arguments = [sys.executable if word == "python" else word for word in shlex.split(command)]
-    arguments += [part for key, value in changes.items() for part in (f"--{key}", str(value))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(arguments, cwd=root / "bundle", env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-@pytest.mark.slow
-def test_the_worked_example_runs(workplace: Path, bundle_dir: Path):
-    document = bundle_dir.parent / "docs" / "finetune.md"
-    cases = workplace / "my_cases"
-    content = json.loads(blocks(document, "json")[0])
-    content["training"] = [
-        {"image": f"images/case_{index}.nii.gz", "label": f"labels/case_{index}.nii.gz"} for index in range(8)
-    ]
-    (cases / "cases.json").write_text(json.dumps(content))
-    (python,) = blocks(document, "python")
-    subprocess.run([sys.executable, "-c", python], cwd=workplace / "bundle", check=True)
-    embed, train, ask = blocks(document, "bash")
-    run(embed, workplace)
-    run(train, workplace, **TINY_RUN)
-    assert (cases / "run" / "model.pt").is_file()
-    assert (cases / "run" / "previews" / "truth.png").is_file()
-    run(ask, workplace, **TINY_INFERENCE)
-    report = json.loads(next((cases / "answer").rglob("*_seg.json")).read_text())
-    found = {entry["name"]: entry["label"] for entry in report["structures"]}
-    assert found == {"Pineal gland": 1001, "Brain-stem": 13}
-
-
-# --- the weights that a run may start from ----------------------------------------------------------------------------
 
 
 def equal(network: torch.nn.Module, state: dict[str, torch.Tensor]) -> bool:
