@@ -9,7 +9,6 @@ where they are used.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -66,9 +65,9 @@ class MedalSApp(MONAILabelApp):
             description=metadata["description"],
             version=metadata["version"],
         )
-        if "MONAI_LABEL_AUTO_UPDATE_SCORING" not in os.environ:
-            # By default every "next sample" starts a process that builds a whole app.
-            self._auto_update_scoring = False
+        # MONAI Label's own default starts a process with a whole app at every start and saved label. Its environment
+        # variable cannot tell what the user wants: start_server sets it to the default.
+        self._auto_update_scoring = self.options.auto_scoring
         install(self)
 
     def _set_up(self, conf: Mapping[str, str]) -> None:

@@ -101,6 +101,7 @@ def test_an_app_without_its_bundle_says_so(studies: Path, tmp_path: Path) -> Non
     [
         ({"cache_gb": "much"}, "cache_gb"),
         ({"cache_gb": "-1"}, "cache_gb"),
+        ({"auto_scoring": "yes"}, "true or false"),
         ({"models": "magic"}, "kinds are"),
         ({"modality": "CT"}, "cover MRI"),
         ({"modality": "X-ray"}, "known"),

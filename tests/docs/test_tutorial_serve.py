@@ -36,7 +36,7 @@ def test_serve(bundle_dir: Path, tmp_path: Path, blocks: Callable[[str], list[An
     address = f"http://127.0.0.1:{port}"
     ((_, *words),) = start.commands
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
-    environment = {"PATH": path, "MONAI_LABEL_AUTO_UPDATE_SCORING": "false"}
+    environment = {"PATH": path}
     command = [sys.executable, *words, "--port", str(port)]
     with Service(command, f"{address}/info/", tmp_path / "server.log", environment, tmp_path).start():
         for curl in ask.commands:

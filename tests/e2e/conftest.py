@@ -21,7 +21,6 @@ from clinic.processes import free_port
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
-    "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # a second app at each start and after each save
 }
 # The suite is about the loop, not about the masks: the coarse network alone answers several times faster.
 CONF = {"stages": "1"}

@@ -102,6 +102,11 @@ def test_a_server_killed_while_training_starts_with_the_same_weights(
     assert in_use(again) == {"weights": 1}
 
 
+def test_nothing_is_scored_unasked(server: Any) -> None:
+    """MONAI Label by default builds a second app at each start and after each saved label, as the fixture did two."""
+    assert requests.get(f"{server.url}/scoring/", timeout=30).status_code == 404
+
+
 def test_batch_and_next_study(server: Any) -> None:
     question = {"prompt": "both hippocampi"}
     states = []

@@ -25,12 +25,14 @@ class AppOptions:
         sessions_gb: GiB for images and answers.
         inference: keys of the bundle's inference config to replace.
         weights_dir: where newly trained weights are published (conf ``weights_dir``).
+        auto_scoring: score after every start and every saved label (conf ``auto_scoring``).
     """
 
     modalities: tuple[str, ...]
     kinds: tuple[str, ...]
     sessions_gb: float
     weights_dir: Path
+    auto_scoring: bool = False
     inference: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -47,7 +49,7 @@ class AppOptions:
             app_dir: folder of the app; weights are published in its ``model`` folder by default.
 
         Raises:
-            InputError: a budget that is no number of GiB.
+            InputError: a budget that is no number of GiB, or neither true nor false.
         """
         cache = _number(conf, "cache_gb", CACHE_GB)
         inference: dict[str, Any] = {
@@ -65,12 +67,20 @@ class AppOptions:
             kinds=_items(conf, "models"),
             sessions_gb=cache * (1 - FEATURE_SHARE),
             weights_dir=Path(conf.get("weights_dir") or app_dir / "model").expanduser().resolve(),
+            auto_scoring=_flag(conf, "auto_scoring"),
             inference=inference,
         )
 
 
 def _items(conf: Mapping[str, str], key: str) -> tuple[str, ...]:
     return tuple(item.strip() for item in conf.get(key, "").split(",") if item.strip())
+
+
+def _flag(conf: Mapping[str, str], key: str) -> bool:
+    text = str(conf.get(key, "false")).strip().lower()
+    if text not in ("true", "false"):
+        raise InputError(f"--conf {key} must be true or false, got {text!r}")
+    return text == "true"
 
 
 def _number(conf: Mapping[str, str], key: str, default: float) -> float:
