@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scripts.commands.config_files import BUNDLE, config_file
+from scripts.config_files import BUNDLE, config_file
 from scripts.errors import InputError
 
 if TYPE_CHECKING:

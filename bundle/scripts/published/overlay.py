@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
+from scripts.config_files import BUNDLE, config_file
 from scripts.errors import InputError
 from scripts.networks import MedalS
 
-BUNDLE = Path(__file__).resolve().parents[2]
 SOURCE_KEY = "published_source"
 NETWORK_ROLES = ("weights", "fine_weights")
 TEXT_ROLE = "text_encoder"
@@ -57,19 +57,23 @@ def read_overlay(overlay: str | Path = "published") -> PublishedModel:
     Raises:
         InputError: no such overlay, or none of published weights.
     """
-    parser = _parser(_overlay_file(overlay))
+    known = _known()
+    file = Path(config_file(overlay, "import-weights", known))
+    parser = _parser(file)
     source = parser.get(SOURCE_KEY)
     if not isinstance(source, dict):
-        raise InputError(f"overlay {overlay} belongs to no published weights: it has no {SOURCE_KEY}; try {_known()}")
+        raise InputError(
+            f"overlay {overlay} belongs to no published weights: it has no {SOURCE_KEY}; try {', '.join(_known())}"
+        )
     roles = [role for role in (*NETWORK_ROLES, TEXT_ROLE) if role in source]
     keys = {role: BANK_KEY if role == TEXT_ROLE else role for role in roles}
     return PublishedModel(
-        name=_overlay_file(overlay).stem,
+        name=file.stem,
         repository=str(source["repository"]),
         patterns={role: str(source[role]) for role in roles},
         language_model=str(source["language_model"]),
         outputs={role: Path(parser.get_parsed_content(key)).name for role, key in keys.items()},
-        overlay=_overlay_file(overlay),
+        overlay=file,
     )
 
 
@@ -79,13 +83,6 @@ def _parser(overlay: Path) -> Any:
     return parser
 
 
-def _overlay_file(overlay: str | Path) -> Path:
-    for path in (Path(overlay).expanduser(), BUNDLE / "configs" / f"{overlay}.json"):
-        if path.is_file():
-            return path.resolve()
-    raise InputError(f"no overlay {str(overlay)!r}: give a file, or one of {_known()}")
-
-
-def _known() -> str:
+def _known() -> list[str]:
     files = sorted((BUNDLE / "configs").glob("*.json"))
-    return ", ".join(file.stem for file in files if SOURCE_KEY in ConfigParser.load_config_file(str(file)))
+    return [file.stem for file in files if SOURCE_KEY in ConfigParser.load_config_file(str(file))]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from scripts.errors import InputError
 
-BUNDLE = Path(__file__).resolve().parents[2]
+BUNDLE = Path(__file__).resolve().parents[1]
 
 
-def config_file(name: str, command: str) -> str:
+def config_file(name: str | Path, command: str, known: Iterable[str] | None = None) -> str:
     """Path of a config.
 
     Args:
         name: of one in the bundle's ``configs``, such as "challenge", or the path of any file.
         command: who asks, for the message.
+        known: names to propose in the message; all configs of the bundle by default.
 
     Raises:
         InputError: there is none.
@@ -22,5 +24,5 @@ def config_file(name: str, command: str) -> str:
     for path in (Path(name).expanduser(), BUNDLE / "configs" / f"{name}.json"):
         if path.is_file():
             return str(path.resolve())
-    known = ", ".join(sorted(path.stem for path in (BUNDLE / "configs").glob("*.json")))
-    raise InputError(f"{command}: no config {name!r}: give a file, or one of {known}")
+    names = known if known is not None else (path.stem for path in (BUNDLE / "configs").glob("*.json"))
+    raise InputError(f"{command}: no config {str(name)!r}: give a file, or one of {', '.join(sorted(names))}")
