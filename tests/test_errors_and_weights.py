@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from scripts.data.datasets import SeededDataset
 from scripts.errors import InputError, find_user_error, install_excepthook
-from scripts.weights import WeightsLoader, load_weights
+from scripts.weights import WeightsLoader, load_weights, read_plain
 
 
 def wrapped() -> RuntimeError:
@@ -126,3 +128,28 @@ def test_weights_execute_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a file of plain weights"):
         load_weights(network(), tmp_path / "model.pt")
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"weight": torch.zeros(2, 2, device="meta")}, "no dense tensor"),
+        ({"weight": torch.zeros(1).expand(10**13)}, "no dense tensor"),
+        ({"weight": torch.eye(2).to_sparse()}, "no dense tensor"),
+        ({1: torch.zeros(2)}, "wanted a state dict"),
+    ],
+    ids=["without content", "one number said to be many", "sparse", "numbers for names"],
+)
+def test_odd_but_harmless_files_are_refused_in_one_line(tmp_path: Path, state: dict, message: str) -> None:
+    torch.save(state, tmp_path / "odd.pt")
+    with pytest.raises(InputError, match=message) as refused:
+        load_weights(network(), tmp_path / "odd.pt", part="fine")
+    assert "\n" not in str(refused.value)
+
+
+def test_many_threads_read_a_published_checkpoint(tmp_path: Path) -> None:
+    """Its optimizer holds NumPy's numbers, for which torch has one list of stand-ins."""
+    torch.save({"weight": torch.zeros(2), "lr": np.float64(0.1)}, tmp_path / "published.pth")
+    with ThreadPoolExecutor(4) as pool:
+        read = list(pool.map(lambda _: read_plain(tmp_path / "published.pth")["weight"].tolist(), range(100)))
+    assert read == [[0.0, 0.0]] * 100

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from monai.bundle import ConfigWorkflow
 
+from scripts.config_files import config_file
 from scripts.errors import InputError
 from scripts.interactive import Result, Session
 from scripts.pipeline import Pipeline
@@ -42,7 +43,10 @@ class SegmentOperator:
 
     def __init__(self, bundle_root: str | Path, overlays: Sequence[str | Path] = (), **overrides: Any) -> None:
         root = Path(bundle_root).expanduser().resolve()
-        files = [_config(root, name) for name in ("inference", *overlays)]
+        base = root / "configs" / "inference.json"
+        if not base.is_file():
+            raise InputError(f"operator: no {base}: give the folder of the bundle")
+        files = [str(base), *(config_file(name, "operator", root=root) for name in overlays)]
         # There is no case yet to be checked, and no folder to be made.
         keys = {"progress": False, "save_masks": True, "initialize": ["$check_device(@device)"], **overrides}
         self.workflow = ConfigWorkflow(
@@ -83,10 +87,3 @@ class SegmentOperator:
         """
         self.session.set_image(image, affine, modality)
         return self.session.segment(prompts)
-
-
-def _config(root: Path, name: str | Path) -> str:
-    for path in (Path(name), root / "configs" / f"{name}.json"):
-        if path.is_file():
-            return str(path)
-    raise InputError(f"operator: no config {str(name)!r} in {root / 'configs'}: give the folder of the bundle")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from scripts.errors import InputError
 
 logger = logging.getLogger(__name__)
 SHOWN_KEYS = 3
+# torch keeps one list of stand-ins for the whole process: a thread that is done would take those of another away.
+_LOADING = threading.Lock()
 
 
 def load_weights(network: torch.nn.Module, path: str | Path, part: str | None = None) -> None:
@@ -35,6 +38,8 @@ def load_weights(network: torch.nn.Module, path: str | Path, part: str | None = 
     state = read_plain(file)
     if not is_state_dict(state):
         raise InputError(f"{file.name}: wanted a state dict (names to tensors), got {type(state).__name__}")
+    if odd := [key for key, value in state.items() if not is_dense(value)]:
+        raise InputError(f"{file.name}: {odd[0]} is no dense tensor; give weights saved by torch.save")
     state = part_of(state, part)
     if misfit := describe_misfit(state, network.state_dict()):
         raise InputError(
@@ -56,7 +61,7 @@ def read_plain(file: Path, mmap: bool = False) -> Any:
         InputError: anything else.
     """
     try:
-        with torch.serialization.safe_globals(_NUMPY_STAND_INS):
+        with _LOADING, torch.serialization.safe_globals(_NUMPY_STAND_INS):
             return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as e:  # whatever bytes the file holds: struct, zip, pickle and their own kinds of error
         raise InputError(f"{file.name}: not a file of plain weights ({' '.join(str(e).split())[:160]})") from e
@@ -64,7 +69,9 @@ def read_plain(file: Path, mmap: bool = False) -> Any:
 
 def is_state_dict(content: object) -> bool:
     """Whether it maps names to tensors."""
-    return isinstance(content, Mapping) and all(isinstance(value, torch.Tensor) for value in content.values())
+    return isinstance(content, Mapping) and all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items()
+    )
 
 
 def part_of(state: Mapping[str, torch.Tensor], part: str | None) -> dict[str, torch.Tensor]:
@@ -87,6 +94,13 @@ def describe_misfit(given: Mapping[str, torch.Tensor], wanted: Mapping[str, torc
         _complaint("has another shape in", other),
     )
     return "; it ".join(complaint for complaint in complaints if complaint)
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Whether every element is stored: not sparse, quantised, without content or one number said to be many."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 class _Inert:

@@ -46,6 +46,7 @@ echo "Medal S with the $WEIGHTS weights: $INPUTS to $OUTPUTS" >&2
 
 # Nothing is fetched at run time, also where there is a network, and nothing is written outside of OUTPUTS.
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 MPLCONFIGDIR="${TMPDIR:-/tmp}/matplotlib"
+case $PYTHON in /*) ;; */*) PYTHON=$PWD/$PYTHON ;; esac # seen from where this was called
 cd "$BUNDLE"
 exec "$PYTHON" -m monai.bundle run --config_file "[$configs,'configs/challenge.json']" \
     --images "$INPUTS" --output_dir "$OUTPUTS" --progress false "$@"

@@ -36,6 +36,7 @@ def predict(folder: Path, *arguments: str, offline: bool = False, **variables: s
         text=True,
         timeout=580,
         check=False,
+        cwd=folder,
     )
 
 
@@ -98,6 +99,13 @@ def test_script_refuses_in_one_line(tmp_path: Path, case: str) -> None:
     done = predict(tmp_path, PYTHON="false", **variables)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith(message)
+
+
+def test_an_interpreter_is_looked_up_where_the_script_is_called(tmp_path: Path) -> None:
+    (tmp_path / "inputs").mkdir()
+    (tmp_path / "python").write_text("#!/bin/sh\necho reached\n")
+    (tmp_path / "python").chmod(0o755)
+    assert predict(tmp_path, PYTHON="./python").stdout == "reached\n"
 
 
 def test_published_weights_are_taken_where_all_are_there(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_operator_survives_a_bad_case(operator: SegmentOperator) -> None:
 
 
 def test_operator_refuses_at_once(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no config 'inference'"):
+    with pytest.raises(InputError, match="give the folder of the bundle"):
         SegmentOperator(tmp_path)
     with pytest.raises(InputError, match="no config 'sharper'"):
         SegmentOperator(REPOSITORY / "bundle", overlays=["sharper"])

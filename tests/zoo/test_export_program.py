@@ -214,6 +214,10 @@ HOSTILE: dict[str, tuple[Edit, str]] = {
     ),
     "code as a size": (edit_graph(edit_size), "it has a size"),
     "code as a symbol": (edit_graph(lambda m, code: edit_size(m, f"Symbol({code!r})")), "it has a size"),
+    "code behind a continued line": (
+        edit_graph(lambda m, code: edit_size(m, "'s0\\\n' #' + str(" + code + ")")),
+        "it has a size",
+    ),
     "endless power as a size": (edit_graph(lambda m, _: edit_size(m, "Pow(9, Pow(9, Pow(9, 9)))")), "it has a size"),
     "code as a guard": (edit_graph(lambda m, code: m["guards_code"].append(code)), "guards_code"),
     "function of the system": (

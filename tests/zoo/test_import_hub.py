@@ -163,6 +163,12 @@ def test_a_file_with_another_hash_is_refused(hub: Hub, fetch: Fetch, tmp_path: P
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_a_hash_of_ones_own_does_not_overrule_the_repositorys(hub: Hub, fetch: Fetch) -> None:
+    result = fetch("--sha256", f"text_encoder.pth={'c' * 64}")
+    assert result.exit_code == 1
+    assert "text_encoder.pth: the repository states SHA-256" in result.stderr
+
+
 def test_a_repository_without_the_files_or_with_more_than_one(hub: Hub, fetch: Fetch) -> None:
     hub.files["older/text_encoder.pth"] = b"x"
     assert "has 2 files text_encoder.pth (checkpoints/text_encoder.pth, older/text_encoder.pth)" in fetch().stderr

@@ -25,7 +25,7 @@ def export(
         Path | None, typer.Option("--output", "-o", help="Folder of the files; default: models/ of the bundle.")
     ] = None,
     network: Annotated[
-        Part, typer.Option("--network", "-n", help="Which; both leaves out the fine one where it has no weights.")
+        Part, typer.Option("--network", "-n", help="Which; both leaves out the fine one where none is used.")
     ] = Part.both,
     weights: Annotated[Path | None, typer.Option(help="Weights of the coarse network.")] = None,
     fine_weights: Annotated[Path | None, typer.Option(help="Weights of the fine network.")] = None,
@@ -45,6 +45,7 @@ def export(
     """
     # torch and MONAI, which --help does without
     from scripts.export.stages import export_stage, read_export_config
+    from scripts.request import as_stages
     from scripts.results import prepare_folder
 
     folder = prepare_folder(BUNDLE / "models" if output is None else output)
@@ -52,7 +53,8 @@ def export(
     overrides = {key: str(path.resolve()) for key, path in given.items() if path is not None}
     parser = read_export_config(BUNDLE, [config_file(name, "export") for name in config or ()], **overrides)
     stages = [network.value] if network != Part.both else ["coarse"]
-    if network == Part.both and Path(parser.get_parsed_content("fine_weights")).is_file():
+    fine = 2 in as_stages(parser.get_parsed_content("stages"))
+    if network == Part.both and fine and Path(parser.get_parsed_content("fine_weights")).is_file():
         stages.append("fine")
     names = {Path(parser.get_parsed_content("weights")).stem, Path(parser.get_parsed_content("fine_weights")).stem}
     if len(stages) > 1 and len(names) == 1:

@@ -52,6 +52,9 @@ _SIZE_PARTS = (
     *(ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.keyword, ast.BinOp, ast.UnaryOp),
     *(ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod, ast.USub),
 )
+# Before torch evaluates a size by sympy, sympy takes out line breaks, so that after a backslash code could follow where
+# Python's parser saw a comment. With these signs alone both read the same.
+_SIZE = re.compile(r"[A-Za-z0-9_ ()'+\-*/%,=]+", re.ASCII)
 # A name may not begin with two underscores, as those of Python's own machinery do.
 _PLAIN = re.compile(r"|(?!__)[A-Za-z_]\w*", re.ASCII)
 _DOTTED = re.compile(r"|(?!__)[A-Za-z_]\w*(\.(?!__)\w+)*", re.ASCII)
@@ -170,6 +173,8 @@ def _check_text(text: str, key: str) -> None:
 
 def _check_size(text: str) -> None:
     """A symbolic size, which torch evaluates: sums, products and quotients of numbers and symbols, nothing else."""
+    if not _SIZE.fullmatch(text):
+        raise _RefusedError(f"it has a size {text[:80]!r}")
     try:
         tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError) as e:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,14 +84,16 @@ def export_stage(parser: ConfigParser, stage: str, folder: Path) -> Exported:
         bundle=" ".join(bundle_program(parser.get_parsed_content("metadata")).values()),
         torch=torch.__version__,
     )
-    path = write_archive(export_program(network, facts.query_width), facts, folder / f"{weights.stem}{PROGRAM_SUFFIX}")
-    difference = largest_difference(network, path, facts)
-    if not difference <= TOLERANCE:
-        path.unlink()
-        raise InputError(
-            f"export: {path.name} differs from the network by {difference:.1e} in its logits, more than "
-            f"{TOLERANCE:.0e}: it was not kept; please report it with the version of torch, {facts.torch}"
-        )
+    path = folder / f"{weights.stem}{PROGRAM_SUFFIX}"
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished_") as scratch:
+        trial = write_archive(export_program(network, facts.query_width), facts, Path(scratch) / path.name)
+        difference = largest_difference(network, trial, facts)
+        if not difference <= TOLERANCE:
+            raise InputError(
+                f"export: {path.name} differs from the network by {difference:.1e} in its logits, more than "
+                f"{TOLERANCE:.0e}: it was not kept; please report it with the version of torch, {facts.torch}"
+            )
+        trial.replace(path)
     return Exported(path, difference, facts)
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from scripts.convert_checkpoint import without_module
 from scripts.errors import InputError
 from scripts.text.published_encoder import WRAPPING_KEYS
-from scripts.weights import is_state_dict, read_plain
+from scripts.weights import is_dense, is_state_dict, read_plain
 
 logger = logging.getLogger(__name__)
 ZIP_START = b"PK\x03\x04"
@@ -158,7 +158,7 @@ def _checked(state: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Te
     except ValueError as e:
         raise InputError(f"{name}: {e}") from e
     for key, tensor in plain.items():
-        if tensor.layout != torch.strided or tensor.is_quantized:
+        if not is_dense(tensor):
             raise InputError(f"{name}: {key} is no dense tensor ({tensor.layout}, {tensor.dtype})")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{name}: {key} holds numbers that are not finite; these weights are broken")

@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from scripts.errors import InputError
 from scripts.metadata import program, read_metadata
 from scripts.published.checkpoint_file import open_checkpoint, sha256_of
@@ -158,6 +160,9 @@ def _find(request: Request, model: PublishedModel) -> _Sources:
     fetched = download(request.source, absent, request.revision, request.download_folder)
     files |= {role: file.path for role, file in fetched.items()}
     known = {file.path.name: file.sha256 for file in fetched.values() if file.sha256 is not None}
+    for name, given in request.hashes.items():
+        if name in known and known[name] != given.strip().lower():
+            raise InputError(f"{name}: the repository states SHA-256 {known[name]}, --sha256 says {given}")
     commit = next((file.revision for file in fetched.values()), request.revision)
     return _Sources(files, known | _hashes(request, files), language_model, request.source, commit)
 
@@ -202,6 +207,8 @@ def _encoder(sources: _Sources) -> _Encoder:
     checkpoint = open_checkpoint(file, sources.hashes.get(file.name))
     if not any(name.startswith(TOWER_PREFIX) for name in checkpoint.state):
         raise InputError(f"{file.name} is no text encoder: it has no {TOWER_PREFIX}*; a network goes with --coarse")
+    if file.suffix == ".safetensors":
+        raise InputError(f"{file.name}: the text encoder is read as torch.save writes it; give the published .pth file")
     model = load_published_encoder(sources.language_model, file).load()
     return _Encoder(model, checkpoint.name, checkpoint.sha256, checkpoint.size)
 
@@ -251,6 +258,11 @@ def _versions() -> dict[str, str]:
 def _together(files: list[Path]) -> Iterator[dict[Path, Path]]:
     """Names to write to, renamed to ``files`` when all is well; otherwise nothing stays."""
     partial = {file: file.with_name(f"{file.name}.{os.getpid()}.partial") for file in files}
+    for file in files:  # what a killed import left, as large as a network
+        for left in file.parent.glob(f"{file.name}.*.partial"):
+            number = left.name.removeprefix(f"{file.name}.").removesuffix(".partial")
+            if number.isdecimal() and not psutil.pid_exists(int(number)):
+                left.unlink(missing_ok=True)
     try:
         yield partial
         for file, temporary in partial.items():

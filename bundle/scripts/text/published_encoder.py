@@ -23,6 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scripts.errors import InputError
+from scripts.weights import read_plain
+
 from .text_encoder import TextEncoder, TextHead
 
 logger = logging.getLogger(__name__)
@@ -153,15 +156,16 @@ def published_entries(file: str | Path) -> dict[str, Tensor]:
 
 def _read_plain(path: Path) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        return read_plain(path)
+    except InputError as error:
+        if isinstance(error.__cause__, pickle.UnpicklingError):
+            raise ValueError(
+                f"text encoder: {path.name} is refused: it holds something other than plain tensors, and opening that "
+                "could run code; give the published text_encoder.pth, or a state dict saved by torch.save"
+            ) from error
         raise ValueError(
-            f"text encoder: {path.name} is refused: it holds something other than plain tensors, and opening that "
-            "could run code; give the published text_encoder.pth, or a state dict saved by torch.save"
-        ) from error
-    except Exception as error:  # whatever bytes the file holds: zip, struct and end-of-file errors of many kinds
-        raise ValueError(
-            f"text encoder: {path.name} is missing, damaged or cut short ({type(error).__name__}): download it again"
+            f"text encoder: {path.name} is missing, damaged or cut short ({type(error.__cause__).__name__}): download "
+            "it again"
         ) from error
 
 
