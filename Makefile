@@ -13,7 +13,7 @@ UV_INSTALL := $(BIN)/uv pip install --python $(BIN)/python -r pyproject.toml -c 
 BRAIN_STAGES := "" ",'configs/brain_refine.json'" ",'configs/brain_robust.json','configs/brain_fine.json'"
 
 # Debian packages of the demo clinic and the end-to-end tests: an archive with DICOMweb, and a browser.
-CLINIC_PACKAGES := orthanc orthanc-dicomweb chromium fonts-dejavu-core
+CLINIC_PACKAGES := orthanc orthanc-dicomweb chromium curl fonts-dejavu-core
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -97,7 +98,7 @@ def test_what_is_not_ready_is_refused_and_nothing_is_written(copy: Path) -> None
 
 def test_versions_that_differ_are_named(copy: Path) -> None:
     file = copy / "CITATION.cff"
-    file.write_text(file.read_text().replace("version: 0", "version: 9"))
+    file.write_text(re.sub(r"(?m)^version: \d+", "version: 9", file.read_text()))
     refused = run(copy)
     assert refused.returncode == 1
     assert refused.stderr.startswith("error: CITATION.cff has version 9")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import pytest
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.skipif(importlib.util.find_spec("monailabel") is None, reason="no MONAI Label: make setup-label"),
+    pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed"),
 ]
 ADDRESS = "http://127.0.0.1:8000"
 

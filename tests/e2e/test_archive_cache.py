@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,8 @@ def test_leftovers_and_unused_series_are_removed_at_the_start(archive: Any, bund
     volume = Path(datastore.get_image_uri(uid(files)))
     (volume.parent / ".unfinished_x").mkdir()
     (volume.parent / ".unfinished_x" / "1.dcm").touch()
+    hours_ago = time.time() - 2 * 3600  # a younger one may be another process's, at work
+    os.utime(volume.parent / ".unfinished_x", (hours_ago, hours_ago))
     assert store(archive, bundle_dir, tmp_path / "cache").get_image_info(uid(files))["Modality"] == "MR"
     assert volume.is_file()
     assert not (volume.parent / ".unfinished_x").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -62,8 +63,15 @@ def start_training(server: Any, steps: int) -> None:
 def training_processes(server: Any) -> Iterator[psutil.Process]:
     """Those in which the network learns."""
     for process in psutil.Process(server.process.pid).children(recursive=True):
-        if any("fine_tuning_run" in part for part in process.cmdline()):
-            yield process
+        with contextlib.suppress(psutil.NoSuchProcess):  # others come and go
+            if any("fine_tuning_run" in part for part in process.cmdline()):
+                yield process
+
+
+def learning(server: Any, folder: Path) -> psutil.Process:
+    """The run, once it has scored the present weights, which it does just before its first step."""
+    until(lambda: list((folder / "weights").glob("runs/*/work/scores.json")), "the first validation")
+    return next(training_processes(server))
 
 
 def in_use(server: Any) -> dict[str, int]:
@@ -73,14 +81,14 @@ def in_use(server: Any) -> dict[str, int]:
 def test_training_publishes_and_a_killed_run_changes_nothing(server: Any, tmp_path: Path) -> None:
     client = MONAILabelClient(server.url, tmpdir=str(tmp_path))
     start_training(server, steps=2)
+    until(lambda: requests.get(f"{server.url}/train/", timeout=30).json()["status"] == "RUNNING", "the run")
     assert requests.post(f"{server.url}/train/{TRAINER}", json={}, timeout=60).status_code == 429  # one at a time
     assert ended(server, "train") == "DONE"
     assert in_use(server) == {"weights": 1}
     assert client.infer(MODEL, "head_a", {"prompt": "brain-stem"})[1]["label_names"]
 
     start_training(server, steps=5000)
-    run = until(lambda: next(training_processes(server), None), "the second run")
-    until(lambda: "step" in requests.get(f"{server.url}/train/", timeout=30).text, "its first step")
+    run = learning(server, tmp_path)
     run.kill()
     assert ended(server, "train") == "ERROR"
     assert in_use(server) == {"weights": 1}
@@ -92,7 +100,7 @@ def test_a_server_killed_while_training_starts_with_the_same_weights(
     server: Any, start_server: Callable[..., Any], studies: Path, tmp_path: Path
 ) -> None:
     start_training(server, steps=5000)
-    until(lambda: next(training_processes(server), None), "the run")
+    learning(server, tmp_path)
     server.kill()
     again = start_server(studies, conf={"stages": "1", "weights_dir": str(tmp_path / "weights")})
     assert in_use(again) == {}

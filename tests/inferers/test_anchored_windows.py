@@ -96,16 +96,14 @@ NAMES = {100: "Liver", 200: "Spleen"}
 class System:
     """Two stages on a volume of 40 voxels of 1 mm, windows of 16, the fine stage at the volume's own resolution."""
 
-    def __init__(self, fine_grid: str, cache: FeatureCache | None) -> None:
+    def __init__(self, fine_grid: str, cache: FeatureCache | None, mode: str = "fixed") -> None:
         self.terminology = Terminology.load()
         self.fine = Finder()
         stages = []
         for number, first_pass in ((1, "plain"), (2, "masked")):
             refine = RefinementInferer(0, first_pass=first_pass, prompt_block_size=4, mode="cached", cache=cache)
             windows = PromptWindowInferer((SIZE,) * 3, window_inferer=refine, progress=False)
-            stages.append(
-                Stage(number, DynamicSpacing((SIZE,) * 3, (3.0 - number,) * 3, number, mode="fixed"), windows)
-            )
+            stages.append(Stage(number, DynamicSpacing((SIZE,) * 3, (3.0 - number,) * 3, number, mode=mode), windows))
         self.inferer = TwoStageInferer(self.terminology, *stages, fine_grid=fine_grid)
 
     def ask(self, *values: int) -> torch.Tensor:
@@ -139,6 +137,13 @@ def test_other_words_about_the_same_image_encode_no_window_again() -> None:
     assert torch.equal(region.ask(100) > 0, first > 0)
     region.ask(200)
     assert region.fine.encoded > 1
+
+
+def test_dynamic_grids_depend_on_the_question_and_stay_those_of_the_region() -> None:
+    """Planned for the whole image they would be coarser than those of the region."""
+    wanted, answer = (System(grid, None, mode="dynamic").ask(100) for grid in ("region", "image"))
+    assert (wanted > 0).any()
+    assert torch.equal(answer, wanted)
 
 
 def test_a_fine_grid_that_does_not_exist() -> None:

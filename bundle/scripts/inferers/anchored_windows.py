@@ -51,7 +51,8 @@ def _along(side: int, size: int, middle: float, box: slice) -> slice:
         return slice(start, start + size)
     places = _places(side, size, SEVERAL)
     start = max(place for place in places if place <= box.start)
-    return slice(start, min(place for place in places if box.stop <= place + size) + size)
+    stop = min(place for place in places if box.stop <= place + size) + size
+    return slice(start, max(stop, start + size))
 
 
 def _places(side: int, size: int, parts: int) -> list[int]:

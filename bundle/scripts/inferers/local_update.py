@@ -15,7 +15,7 @@ from scripts.inferers.grid_boxes import SLACK, as_box, contains, cut_out, moved_
 from scripts.inferers.prompt_source import PromptSource
 from scripts.inferers.region import Box as VoxelBox
 from scripts.inferers.stage import COARSE, FINE, Stage
-from scripts.inferers.two_stage import IMAGE, TwoStageInferer
+from scripts.inferers.two_stage import TwoStageInferer
 from scripts.inferers.window_grid import WindowGrid
 from scripts.request import RequestedTarget
 from scripts.transforms.grid_merger import GridMerger, shifted
@@ -156,7 +156,7 @@ class LocalUpdate:
         routes = [(target, self.system.route(target)) for target in self.targets]
         guided = COARSE in route and stage.number == FINE
         members = tuple(t for t, own in routes if stage.number in own and (COARSE in own) == (COARSE in route))
-        anchored = guided and self.system.fine_grid == IMAGE
+        anchored = guided and self.system.anchored(stage)
         key = stage.number if not guided else -stage.number
         known = self._views.get(key)
         if known is not None and (known.part is None or contains(known.part, self._oriented(box))):

@@ -76,7 +76,8 @@ class TwoStageInferer(Inferer):
         fine_grid: where the fine stage's windows lie. "region", as published: from the corner of the region of
             interest, which is cut out and resampled by itself. "image": at fixed places of the whole image on the fine
             grid, of which those are run that show what the coarse stage found; questions about one image then meet
-            the same windows, so that a cache of features serves all of them, see ``covering_windows``.
+            the same windows, so that a cache of features serves all of them, see ``covering_windows``. With dynamic
+            resampling, whose grids depend on the question, it is as "region".
         default: gives ``request`` and ``queries`` (and ``mirrored_queries``) to a caller who hands on nothing but the
             image, see ``EncodePromptsd.default``; such a caller (MONAI Label's own bundle app) has the coarse network
             only, so stage 1 alone is run.
@@ -286,6 +287,13 @@ class TwoStageInferer(Inferer):
             logger.info("stage 1 found nothing: stage 2 works on the whole volume")
         return box
 
+    def anchored(self, stage: Stage) -> bool:
+        """Whether a stage's windows lie at fixed places.
+
+        Dynamic grids depend on the question, and those of a whole image are coarser than a region's.
+        """
+        return self.fine_grid == IMAGE and stage.resample.mode == "fixed"
+
     def look_at(
         self, stage: Stage, volume: MetaTensor, keys: Sequence[str], found: VoxelBox | None
     ) -> tuple[MetaTensor, Box | None]:
@@ -304,7 +312,7 @@ class TwoStageInferer(Inferer):
         spacing = stage.spacing(volume)
         if found is None:
             return stage.on_grid(volume, keys, spacing), None
-        if self.fine_grid == IMAGE:
+        if self.anchored(stage):
             grid = stage.on_grid(volume, keys, spacing)
             return cut_out(grid, self.windows_around(stage, grid, volume, keys, found)), None
         region = self.region(stage, volume, keys, found)

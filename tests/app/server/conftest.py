@@ -165,6 +165,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     thread = threading.Thread(target=uvicorn_server.run, daemon=True)
     thread.start()
     while not uvicorn_server.started:
+        assert thread.is_alive()
         time.sleep(0.02)
     port = uvicorn_server.servers[0].sockets[0].getsockname()[1]
     yield Served(port, home, gate, runs, web, app)

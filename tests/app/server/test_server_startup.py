@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 import requests
 
+from clinic.processes import free_port
+
 pytest.importorskip("monailabel", reason="MONAI Label is not installed: make setup-label")
 uvicorn = pytest.importorskip("uvicorn")
 
 ROOT = Path(__file__).resolve().parents[3]
-PORT = 18170
+PORT = free_port()
 
 
 @pytest.fixture(scope="module")

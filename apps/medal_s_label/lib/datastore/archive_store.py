@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 FINAL = DefaultLabelTag.FINAL.value
 VOLUME_SUFFIX = ".nii.gz"
 CACHE = Path("~/.cache/monailabel/medal_s")
+UNFINISHED_SECONDS = 3600
+"""No file takes longer to write."""
 
 
 class ArchiveStore(FolderStore, DICOMWebDatastore):
@@ -289,9 +291,14 @@ class ArchiveStore(FolderStore, DICOMWebDatastore):
 
 
 def _clean(folder: Path, keep_days: float) -> None:
-    """Remove what a killed process left unfinished, and series that were not used for a long time."""
+    """Remove what a killed process left unfinished, and series that were not used for a long time.
+
+    Training and batch processes come here too, while the server is writing: what is young may be in use.
+    """
     for leftover in folder.rglob(".unfinished_*"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        with contextlib.suppress(FileNotFoundError):
+            if leftover.stat().st_mtime < time.time() - UNFINISHED_SECONDS:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     limit = time.time() - keep_days * 86400
     for volume in folder.glob(f"*{VOLUME_SUFFIX}"):
         series = volume.with_name(volume.name[: -len(VOLUME_SUFFIX)])

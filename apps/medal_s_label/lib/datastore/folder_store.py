@@ -156,17 +156,21 @@ class FolderStore(LocalDatastore):
         """Write a label map ``[H, W, D]`` and enter it into the index."""
         folder = Path(self._datastore.label_path(tag))
         name = f"{image_id}{LABEL_SUFFIX}"
-        with self._changing():
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(prefix=".unfinished_", dir=folder) as scratch:
-                    write_nifti(Path(scratch) / name, labels, image, affine)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".unfinished_", dir=folder) as scratch:
+                write_nifti(Path(scratch) / name, labels, image, affine)  # takes seconds, so nobody waits for it
+                with self._changing():
+                    if image_id not in self._datastore.objects:
+                        raise RequestError(404, f"no image {image_id!r} in the datastore")
                     (Path(scratch) / name).replace(folder / name)
-            except OSError as e:
-                raise RequestError(507, f"cannot keep the label ({e.strerror}): make room on the disk") from e
-            entry = DataModel(info={**info, "ts": int(time.time()), "name": name}, ext=LABEL_SUFFIX)
-            self._datastore.objects[image_id].labels[tag] = entry
-            self._update_datastore_file()
+                    entry = DataModel(info={**info, "ts": int(time.time()), "name": name}, ext=LABEL_SUFFIX)
+                    self._datastore.objects[image_id].labels[tag] = entry
+                    self._update_datastore_file()
+        except OSError as e:
+            if not Path(image).is_file():
+                raise RequestError(404, f"no image {image_id!r} in the datastore") from e
+            raise RequestError(507, f"cannot keep the label ({e.strerror}): make room on the disk") from e
         logger.info("saved a label: tag %s", tag)
 
     @contextlib.contextmanager
