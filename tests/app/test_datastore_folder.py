@@ -168,7 +168,7 @@ def test_kill_while_saving_leaves_whole_files(folder: Path, tmp_path: Path) -> N
     for attempt in range(8):
         process = fork.Process(target=_save_for_ever, args=(str(folder), sources))
         process.start()
-        time.sleep(0.3 + 0.013 * attempt)
+        time.sleep(0.3 * 1.3**attempt)
         os.kill(process.pid or 0, signal.SIGKILL)
         process.join()
         store = FolderStore(str(folder))

@@ -116,7 +116,7 @@ def test_measuring_stops_when_the_time_is_over_and_goes_on_at_the_next_request(
     assert strategy({"seconds": 0}, datastore) is not None
     assert app.asked == 0
     for count in (1, 2, 3, 3):
-        strategy({"seconds": 1e-6}, datastore)
+        strategy({"seconds": 0.005}, datastore)  # enough to begin one measurement, which then takes longer
         assert app.asked == count
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -478,7 +479,7 @@ def test_hostile_text_is_refused_at_once(text: str) -> None:
         with pytest.raises(UnknownPromptError):
             PARSER.parse(text, "CT")
         durations.append(time.process_time() - started)
-    assert min(durations) < 0.05
+    assert min(durations) < (0.05 if sys.gettrace() is None else 0.5)  # coverage traces every line
 
 
 def test_a_long_list_is_read_in_reasonable_time() -> None:
