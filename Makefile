@@ -69,8 +69,9 @@ demo-clinic: setup-clinic ## Start Orthanc with a head MRI, the app, and show th
 	$(BIN)/python apps/medal_s_label/demo_clinic.py $(ARGS)
 
 .PHONY: test
-test: setup-test ## Run the tests (ARGS="-m 'not slow'" for the quick ones)
-	$(BIN)/python -m pytest $(ARGS)
+test: export OMP_NUM_THREADS ?= 1
+test: setup-test ## Run the tests, a file to a core at a time (ARGS="-m 'not slow'" for the quick ones)
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 .PHONY: test-e2e
 test-e2e: setup-clinic ## Test the app end to end: server, client, Orthanc, OHIF in Chromium (ARGS="-k viewer" for a part)
