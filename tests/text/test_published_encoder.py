@@ -174,12 +174,12 @@ def without(state: State, part: str) -> State:
 BAD_LAYOUTS: dict[str, tuple[Callable[[], object], str]] = {
     "no head": (lambda: without(published_state("mpnet"), "projection"), r"lacks projection_layer\.0.*and 1 more"),
     "no tower": (lambda: without(published_state("mpnet"), "text_tower"), r"lacks text_tower\.biolord\.embeddings"),
-    "another family": (lambda: published_state("bert"), r"lacks .*; it has unexpected text_tower\.biolord"),
+    "another family": (lambda: published_state("bert"), r"lacks .*; it has unknown text_tower\.biolord"),
     "another size": (
         lambda: published_state("mpnet", positions=40),
         r"another shape in \S*position_embeddings.weight \(40, 16\) for \(300, 16\)",
     ),
-    "one too many": (lambda: published_state("mpnet") | {"decoder.w": torch.zeros(1)}, "has unexpected decoder.w"),
+    "one too many": (lambda: published_state("mpnet") | {"decoder.w": torch.zeros(1)}, "has unknown decoder.w"),
     "no state dict": (lambda: [torch.zeros(1)], "holds no state dict"),
     "numbers": (lambda: {"weight": 1.0}, "holds no state dict"),
     "nothing": (dict, "holds no state dict"),

@@ -17,8 +17,7 @@ from scripts.export.network import load_exported
 from scripts.export.program import export_program
 from scripts.metadata import program as bundle_program
 from scripts.networks import MedalS
-from scripts.published.checkpoint_file import sha256_of
-from scripts.weights import load_weights
+from scripts.weights import load_weights, sha256_of
 
 # The config's keys for the network and the weights of each stage, and the network's name in a file that holds both.
 STAGES = {

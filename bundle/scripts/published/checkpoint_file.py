@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import zipfile
@@ -18,7 +17,7 @@ from safetensors.torch import load_file
 from scripts.convert_checkpoint import without_module
 from scripts.errors import InputError
 from scripts.text.published_encoder import WRAPPING_KEYS
-from scripts.weights import is_dense, is_state_dict, read_plain
+from scripts.weights import is_dense, is_state_dict, read_plain, sha256_of
 
 logger = logging.getLogger(__name__)
 ZIP_START = b"PK\x03\x04"
@@ -96,15 +95,6 @@ def _check_file(file: Path, sha256: str | None) -> str:
     if start == ZIP_START:
         _check_archive(file)
     return hashed
-
-
-def sha256_of(file: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _check_archive(file: Path) -> None:

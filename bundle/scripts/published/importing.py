@@ -17,7 +17,7 @@ import psutil
 
 from scripts.errors import InputError
 from scripts.metadata import program, read_metadata
-from scripts.published.checkpoint_file import open_checkpoint, sha256_of
+from scripts.published.checkpoint_file import open_checkpoint
 from scripts.published.hub import download, match_one
 from scripts.published.import_report import ImportedBank, ImportReport
 from scripts.published.network_file import DTYPES, import_network
@@ -26,6 +26,7 @@ from scripts.text.embedding_bank import EmbeddingBank
 from scripts.text.published_encoder import TOWER_PREFIX, load_published_encoder
 from scripts.text.terminology import Terminology
 from scripts.text.text_encoder import TextEncoder
+from scripts.weights import sha256_of
 
 logger = logging.getLogger(__name__)
 MODELS = BUNDLE / "models"

@@ -11,10 +11,10 @@ import torch
 
 from scripts.errors import InputError
 from scripts.networks import MedalS
-from scripts.published.checkpoint_file import Checkpoint, sha256_of
+from scripts.published.checkpoint_file import Checkpoint
 from scripts.published.import_report import ImportedNetwork, SelfCheck
 from scripts.published.layouts import MEDAL_S, Conversion, convert, reference_of
-from scripts.weights import read_plain
+from scripts.weights import read_plain, sha256_of
 
 logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -12,10 +12,9 @@ folder or hub page only the configuration and the tokenizer are read, so a folde
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from scripts.errors import InputError
-from scripts.weights import read_plain
+from scripts.weights import describe_misfit, read_plain, sha256_of
 
 from .text_encoder import TextEncoder, TextHead
 
@@ -36,7 +35,6 @@ WRAPPING_KEYS = ("model_state_dict", "state_dict", "model")
 IGNORED_PREFIXES = ("atlas_tower.", "temperature")  # of the published pre-training; no query passes through them
 NUM_MODALITIES = 5
 MAX_TOKENS = 256
-SHOWN_KEYS = 3
 
 
 def load_published_encoder(
@@ -99,7 +97,7 @@ class PublishedEncoder(TextEncoder):
             num_modalities=NUM_MODALITIES,
             special_tokens="written",
             max_length=MAX_TOKENS,
-            identity=identity or f"{Path(model).name}+{_sha256(Path(head))[:12]}",
+            identity=identity or f"{Path(model).name}+{sha256_of(Path(head))[:12]}",
             local_files_only=local_files_only,
             batch_size=batch_size,
         )
@@ -175,36 +173,11 @@ def _wanted_entries(tower: nn.Module, head: TextHead) -> dict[str, Tensor]:
 
 def _check_entries(entries: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> None:
     """Raise one ValueError that names missing, unexpected and mis-shaped entries, if there are any."""
-    mis_shaped = [
-        f"{name} {tuple(entries[name].shape)} for {tuple(wanted[name].shape)}"
-        for name in wanted
-        if name in entries and entries[name].shape != wanted[name].shape
-    ]
-    complaints = [
-        _complaint("lacks", [name for name in wanted if name not in entries]),
-        _complaint("has unexpected", [name for name in entries if name not in wanted]),
-        _complaint("has another shape in", mis_shaped),
-    ]
-    if any(complaints):
+    if misfit := describe_misfit(entries, wanted):
         raise ValueError(
-            f"text encoder: {source} does not fit the language model: it {'; it '.join(filter(None, complaints))}; "
+            f"text encoder: {source} does not fit the language model: it {misfit}; "
             f"give the model it was trained with (published: {PUBLISHED_MODEL})"
         )
-
-
-def _complaint(what: str, names: Sequence[str]) -> str:
-    if not names:
-        return ""
-    more = f" and {len(names) - SHOWN_KEYS} more" if len(names) > SHOWN_KEYS else ""
-    return f"{what} {', '.join(names[:SHOWN_KEYS])}{more}"
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @lru_cache(maxsize=2)
